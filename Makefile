@@ -1,0 +1,40 @@
+# Few verbs. `demo` and `test` set up everything they need in .venv; nothing else has to be installed by hand.
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+RLIR   := $(VENV)/bin/rlir
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-slow results bench lint format
+.DEFAULT_GOAL := demo
+
+$(STAMP): pyproject.toml
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet uv
+	start=$$(date +%s); \
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[doom,test]'; \
+	echo $$(( $$(date +%s) - start )) > $(STAMP)
+
+demo: $(STAMP)  ## RLIR from the shipped base model: table, plot, videos in runs/demo
+	$(RLIR) train experiment=demo install_seconds=$$(cat $(STAMP))
+
+test: $(STAMP)  ## everything but the slow tests
+	$(VENV)/bin/ruff check .
+	$(PYTHON) -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(PYTHON) -m pytest -m slow
+
+results: $(STAMP)  ## three seeds and the controls; hours, resumable
+	$(RLIR) compare
+
+bench: $(STAMP)
+	$(PYTHON) benchmarks/rollout.py
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .

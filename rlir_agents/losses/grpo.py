@@ -1,0 +1,87 @@
+"""GRPO's objective (Eq. 2): TorchRL's clipped loss, plus the KL leash from the same forward.
+
+With a group-relative advantage, `ClipPPOLoss` without a critic *is* GRPO without KL, for tokens as
+for latents; this file only adds the second half of Eq. 2. TorchRL's own `GRPOLoss` is written for
+language models and needs an adapter.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch.distributions import Distribution
+from torchrl.objectives import ClipPPOLoss
+
+from rlir_agents.losses.kl_to_reference import k3
+
+
+class GRPOLoss(ClipPPOLoss):
+    """The clipped loss, and ``kl_coeff`` times the k3 divergence to ``ref_log_prob``.
+
+    At ``kl_coeff=0`` it is `ClipPPOLoss`, number for number. One ratio per sampled token; an
+    advantage [..., T, 1] is shared by the tokens of a step.
+    """
+
+    def __init__(
+        self,
+        actor_network: TensorDictModuleBase,
+        critic_network: TensorDictModuleBase | None = None,
+        *,
+        clip_epsilon: float | tuple[float, float] = 0.2,
+        kl_coeff: float = 0.0,
+        entropy_coeff: float = 0.0,
+        loss_mask_key: NestedKey = "loss_mask",
+        **kwargs: object,
+    ) -> None:
+        """Make the loss.
+
+        Args:
+            actor_network: policy with ``get_dist``.
+            critic_network: optional; PPO with a KL leash then.
+            clip_epsilon: epsilon of Eq. 2, or (low, high) as in DAPO.
+            kl_coeff: beta of Eq. 2; above zero the rollout must hold ``ref_log_prob``.
+            entropy_coeff: weight of an entropy bonus, which Eq. 2 does not have. At zero the
+                entropy is still reported, without a gradient graph of the size of the logits.
+            loss_mask_key: entry that is False where an action does not count; absent, all count.
+            **kwargs: further keywords of `ClipPPOLoss`.
+        """
+        # functional=False keeps the policy an ordinary sub-module, which DDP and FSDP need.
+        super().__init__(
+            actor_network,
+            critic_network,
+            clip_epsilon=clip_epsilon,
+            entropy_coeff=entropy_coeff,
+            functional=False,
+            **kwargs,
+        )
+        self.kl_coeff = kl_coeff
+        self.loss_mask_key = loss_mask_key
+        self._has_entropy_bonus = entropy_coeff != 0
+        self._log_prob: torch.Tensor | None = None
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """Return `ClipPPOLoss`'s entries, and ``loss_kl_to_ref``, ``kl_to_ref`` if leashed."""
+        try:
+            losses = super().forward(tensordict)
+            if self.kl_coeff:
+                divergence = k3(self._log_prob, tensordict["ref_log_prob"])
+                kl = self._reduce_loss(divergence, tensordict)
+                losses["loss_kl_to_ref"] = self.kl_coeff * kl
+                losses["kl_to_ref"] = kl.detach()
+        finally:
+            self._log_prob = None  # do not keep the graph alive between calls
+        return losses
+
+    def _get_cur_log_prob(
+        self, tensordict: TensorDictBase, params: TensorDictBase | None = None
+    ) -> tuple[torch.Tensor, Distribution, bool]:
+        # The one place where TorchRL computes the policy's log-prob: keep it for the KL term, which
+        # would otherwise cost a second forward of the world model.
+        self._log_prob, dist, is_composite = super()._get_cur_log_prob(tensordict, params)
+        return self._log_prob, dist, is_composite
+
+    def _get_entropy(self, dist: Distribution, adv_shape: torch.Size) -> torch.Tensor:
+        with torch.set_grad_enabled(self._has_entropy_bonus and torch.is_grad_enabled()):
+            return super()._get_entropy(dist, adv_shape)

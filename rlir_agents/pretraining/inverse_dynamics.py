@@ -1,0 +1,59 @@
+"""Teaching an inverse dynamics model to read game actions from recorded gameplay (paper, section 3.1).
+
+Negative log-likelihood of every slot, as in VPT, on clips that are also mirrored, recoloured and degraded.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlir_agents.pretraining.augmentation import jitter, mirror
+from rlir_agents.pretraining.loop import PretrainingTask
+from rlir_env.inverse_dynamics import VPTInverseDynamics
+from rlir_env.metrics.action_following import ActionFollowing
+from rlir_env.recordings import FrameArchive
+
+
+class InverseDynamicsTask(PretrainingTask):
+    """Reads the game action of every transition of a clip.
+
+    Args:
+        module: the model.
+        training, validation: recorded gameplay of disjoint maps.
+        num_frames: length of a clip; the paper reads 16 frames because longer clips are read better.
+        clips_per_batch: clips of a training batch.
+        num_validation_clips: clips of held-out maps, evenly spread.
+    """
+
+    def __init__(
+        self,
+        module: VPTInverseDynamics,
+        training: FrameArchive,
+        validation: FrameArchive,
+        num_frames: int = 16,
+        clips_per_batch: int = 16,
+        num_validation_clips: int = 256,
+    ) -> None:
+        self.module = module
+        self._training, self._num_frames, self._clips_per_batch = training, num_frames, clips_per_batch
+        starts = validation.clip_starts(num_frames)
+        every = max(1, len(starts) // num_validation_clips)
+        self._held_out = validation.clips(starts[::every][:num_validation_clips], num_frames)
+
+    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Nats per transition, summed over slots."""
+        clips = self._training.sample_clips(self._clips_per_batch, self._num_frames, generator)
+        frames, game_action = clips.frames.float() / 255, clips.game_action
+        half = self._clips_per_batch // 2  # the clips are in random order
+        mirrored = mirror(frames[:half], game_action[:half], self.module.spec)
+        frames = torch.cat([mirrored[0], frames[half:]])
+        game_action = torch.cat([mirrored[1], game_action[half:]])
+        nll = self.module.slot_nll(jitter(frames, generator), game_action)  # [B, F-1, S]
+        return nll.sum(-1).mean(), {}
+
+    def validate(self) -> dict[str, float]:
+        """Macro F1 of every slot on maps that training has not seen, undegraded."""
+        metric = ActionFollowing(self.module.spec)
+        metric.update(self.module.infer_game_actions(self._held_out.frames), self._held_out.game_action)
+        return metric.compute()

@@ -1,0 +1,21 @@
+"""What is claimed about a run: the summary, the tables made from it, and the page."""
+
+from rlir_agents.report.curves import read_csv_curves
+from rlir_agents.report.page import build_report, write_report
+from rlir_agents.report.readme import results_table, update_readme
+from rlir_agents.report.summary import summarize, write_summary
+from rlir_agents.report.tables import console_table
+from rlir_agents.report.videos import Panel, draw_comparison
+
+__all__ = [
+    "Panel",
+    "build_report",
+    "console_table",
+    "draw_comparison",
+    "read_csv_curves",
+    "results_table",
+    "summarize",
+    "update_readme",
+    "write_report",
+    "write_summary",
+]

@@ -1,0 +1,123 @@
+"""The README's results table, made from `benchmarks/results/rlir.json`, never typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from rlir_agents.report.tables import Summary, gain, number, percent, signed
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+ARMS = {
+    "rlir": "RLIR",
+    "more_pretraining": "same minutes of further pre-training",
+    "shuffled_actions": "RLIR rewarded on shuffled game actions",
+}
+
+
+def results_table(runs: Sequence[Summary]) -> str:
+    """The README's table: one row a run, and the mean over seeds where an arm has several.
+
+    Args:
+        runs: entries of `benchmarks/results/rlir.json`: `paradigm`, `arm`, `seed`, and the keys of
+            `summary.json`.
+
+    Raises:
+        ValueError: if a run lacks `paradigm` or `arm`.
+    """
+    header = [
+        "paradigm",
+        "arm",
+        "seed",
+        "judge F1 before",
+        "after",
+        "gain [95 %]",
+        "share of gap closed",
+    ]
+    header += ["coach F1 before", "after", "PSNR before", "after"]
+    lines = [_markdown_row(header), _markdown_row(["---"] * 3 + ["---:"] * (len(header) - 3))]
+    for (paradigm, arm), group in _groups(runs).items():
+        lines += [
+            _markdown_row([paradigm, ARMS.get(arm, arm), str(run["seed"]), *_run_cells(run)])
+            for run in group
+        ]
+        if len(group) > 1:
+            cells = [f"**{cell}**" if cell else "" for cell in _mean_cells(group)]
+            lines.append(_markdown_row([paradigm, ARMS.get(arm, arm), "**mean**", *cells]))
+    return "\n".join(lines)
+
+
+def update_readme(readme: str | Path, results: str | Path) -> None:
+    """Write the results table between the README's markers.
+
+    Args:
+        readme: file with a line `<!-- results:begin -->` and, below it, `<!-- results:end -->`.
+        results: `benchmarks/results/rlir.json`, a list of runs.
+
+    Raises:
+        ValueError: if the markers are missing or in the wrong order.
+    """
+    readme = Path(readme)
+    text = readme.read_text(encoding="utf-8")
+    start, stop = text.find(BEGIN), text.find(END)
+    if start < 0 or stop < start:
+        raise ValueError(
+            f"{readme} needs the lines {BEGIN} and {END}, in this order, where the table is to go"
+        )
+    table = results_table(json.loads(Path(results).read_text(encoding="utf-8")))
+    readme.write_text(f"{text[: start + len(BEGIN)]}\n{table}\n{text[stop:]}", encoding="utf-8")
+
+
+def _groups(runs: Sequence[Summary]) -> dict[tuple[str, str], list[Summary]]:
+    """Runs by paradigm and arm: our arms in the order of `ARMS`, then others; by seed inside."""
+    groups: dict[tuple[str, str], list[Summary]] = {}
+    for run in runs:
+        missing = [key for key in ("paradigm", "arm") if key not in run]
+        if missing:
+            raise ValueError(
+                f"a run in the results lacks {', '.join(missing)}; it has {', '.join(sorted(run))}"
+            )
+        groups.setdefault((run["paradigm"], run["arm"]), []).append(run)
+    order = list(ARMS)
+
+    def place(key: tuple[str, str]) -> tuple[str, int, str]:
+        paradigm, arm = key
+        return paradigm, order.index(arm) if arm in order else len(order), arm
+
+    return {
+        key: sorted(groups[key], key=lambda run: run["seed"]) for key in sorted(groups, key=place)
+    }
+
+
+def _run_cells(run: Summary) -> list[str]:
+    judge, coach, psnr = run["judge_f1"], run["coach_f1"], run["psnr"]
+    return [
+        *(
+            number(judge["before"]),
+            number(judge["after"]),
+            gain(judge),
+            percent(run["share_of_gap_closed"]),
+        ),
+        *(number(coach["before"]), number(coach["after"])),
+        *(number(psnr["before"], 2), number(psnr["after"], 2)),
+    ]
+
+
+def _mean_cells(group: Sequence[Summary]) -> list[str]:
+    def over_runs(key: str, inner: str) -> float:
+        return mean(run[key][inner] for run in group)
+
+    judge = [over_runs("judge_f1", when) for when in ("before", "after")]
+    shares = [run["share_of_gap_closed"] for run in group]
+    share = None if None in shares else mean(shares)
+    return [
+        *(number(judge[0]), number(judge[1]), signed(judge[1] - judge[0]), percent(share)),
+        *(number(over_runs("coach_f1", when)) for when in ("before", "after")),
+        *(number(over_runs("psnr", when), 2) for when in ("before", "after")),
+    ]
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

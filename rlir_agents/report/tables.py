@@ -1,0 +1,111 @@
+"""The result of one run as a plain-text table, and how figures are set in type everywhere.
+
+Everything is a function of `summary.json` alone (`rlir_agents.report.summary`), so that a table can
+always be made again from what is on disk, and no figure in the README is typed by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Summary = Mapping[str, Any]
+
+FIGURE_NAMES = {
+    "copy_last_frame": "copy of the given frame",
+    "shuffled_actions": "before, under shuffled game actions",
+    "before": "before (base model)",
+    "after": "after (post-trained)",
+    "ceiling_reconstruction": "real video, through the tokenizer",
+    "ceiling": "real video (ceiling)",
+}
+
+
+def console_table(summary: Summary) -> str:
+    """The result of one run as aligned plain text.
+
+    Args:
+        summary: as `summarize` makes it.
+    """
+    header = ["", "judge F1", "95 %", "coach F1", "camera", "P / R / F1 (protocol)", "PSNR dB"]
+    rows = [_console_row(name, figures) for name, figures in summary["figures"].items()]
+    judge, coach, psnr = summary["judge_f1"], summary["coach_f1"], summary["psnr"]
+    counted = f"{summary['num_clips']} clips; F1 over {', '.join(summary['counted_slots'])}"
+    return "\n".join(
+        [
+            align([header, *rows]),
+            "",
+            f"gain by the judge   {gain(judge)}",
+            f"gain by the coach   {gain(coach)}",
+            f"share of gap closed {percent(summary['share_of_gap_closed'])}"
+            f"  {bounds(summary['share_of_gap_closed_ci95'], percent)}",
+            f"PSNR                {signed(psnr['after'] - psnr['before'], 2)} dB"
+            f"  {bounds(summary['psnr_change_ci95'], lambda value: signed(value, 2))}",
+            counted,
+        ]
+    )
+
+
+def _console_row(name: str, figures: Mapping[str, Any]) -> list[str]:
+    judge, coach = figures["judge"], figures["coach"]
+    return [
+        FIGURE_NAMES.get(name, name.replace("_", " ")),
+        number(judge["f1"]),
+        bounds(judge["f1_ci95"]),
+        number(coach["f1"]),
+        number(judge["camera_accuracy"]),
+        protocol(judge),
+        number(figures["psnr"], 2),
+    ]
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text: a rule below the first row, all columns but the first to the right.
+
+    Example:
+        >>> print(align([["", "a"], ["row", "1.00"]]))
+                a
+        ---------
+        row  1.00
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def gain(figures: Mapping[str, Any]) -> str:
+    """After minus before, with its interval."""
+    difference = signed(figures["after"] - figures["before"])
+    return f"{difference} {bounds(figures['gain_ci95'], signed)}".rstrip()
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign."""
+    return f"{value:+.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, or a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def bounds(interval: Sequence[float] | None, form=number) -> str:
+    """An interval in brackets; nothing where there is none."""
+    return "" if interval is None else f"[{form(interval[0])}, {form(interval[1])}]"
+
+
+def protocol(figures: Mapping[str, Any]) -> str:
+    """Macro precision, recall and F1 by MineWorld's protocol."""
+    return " / ".join(number(figures["protocol"][key]) for key in ("precision", "recall", "f1"))

@@ -1,0 +1,81 @@
+"""The folder of a run: what it logged, where it can be resumed, and the policies it made.
+
+Layout: ``metrics/`` (CSV log), ``checkpoints/`` (to resume), ``policy.safetensors`` (the end) and
+perhaps ``best_policy.safetensors``. A checkpoint remembers how long the log was, so that a run that
+goes on from it continues the log there instead of repeating rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torchrl.record.loggers import CSVLogger, Logger
+
+from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree, write_atomically
+
+
+class RunFolder:
+    """Log, checkpoints and policies of one run."""
+
+    def __init__(
+        self, path: Path | str, *, num_checkpoints: int = 2, logger: Logger | None = None
+    ) -> None:
+        """Name the folder.
+
+        Args:
+            path: the folder; made when the run starts.
+            num_checkpoints: how many are kept.
+            logger: TorchRL logger; None writes one CSV file per figure below ``metrics/scalars``.
+                Only those are cut back when a run resumes: another logger sees the iterations since
+                the last checkpoint twice.
+        """
+        self.path = Path(path)
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints", num_checkpoints)
+        self._log_dir = self.path / "metrics"
+        self._logger = logger
+
+    def log(self, figures: Mapping[str, float], iteration: int) -> None:
+        """Append figures to the log."""
+        if self._logger is None:
+            self._logger = CSVLogger(self._log_dir.name, log_dir=str(self.path))
+        for name, value in figures.items():
+            self._logger.log_scalar(name, value, step=iteration)
+
+    def save_checkpoint(self, iteration: int, state: dict[str, Any]) -> None:
+        """Store the state of a run, and where its log stands."""
+        self.checkpoints.save(iteration, {"log": self._log_position(), "state": state})
+
+    def newest_state(self) -> dict[str, Any] | None:
+        """Read the newest checkpoint and cut the log back to it; without one, None and no log."""
+        newest = self.checkpoints.newest()
+        if newest is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._rewind_log({})  # rows of a run that died before its first checkpoint
+            return None
+        stored = read_tree(newest)
+        self._rewind_log(stored["log"])
+        return stored["state"]
+
+    def save_policy(self, policy: nn.Module, name: str = "policy") -> Path:
+        """Write a policy's weights to ``<name>.safetensors``, atomically."""
+        path = self.path / f"{name}.safetensors"
+        write_atomically(path, policy.state_dict())
+        return path
+
+    def _log_position(self) -> dict[str, int]:
+        """Size in bytes of every CSV file, by path below the log's folder."""
+        files = sorted(self._log_dir.rglob("*.csv"))
+        return {str(path.relative_to(self._log_dir)): path.stat().st_size for path in files}
+
+    def _rewind_log(self, position: Mapping[str, int]) -> None:
+        """Cut every CSV file back: rows after it, even half written ones, will come again."""
+        for path in sorted(self._log_dir.rglob("*.csv")):
+            size = position.get(str(path.relative_to(self._log_dir)))
+            if size is None:
+                path.unlink()
+            else:
+                with path.open("r+b") as file:
+                    file.truncate(size)

@@ -1,0 +1,228 @@
+"""RLIR's training loop (paper, section 4, Fig. 2): generate, read back, compare siblings, update.
+
+The loop is ours; what runs in it is handed in and may be anything that keeps the contract: env,
+policy, reward (in the env), advantage, loss, optimiser. There is no branch here on which of them it
+has. (TorchRL's PPO trainers flatten sequences to steps, its GRPO trainer moves data to the CPU.)
+What is *not* here: how a rollout is collected (``rollouts.py``), the gradient steps
+(``policy_update.py``), what the logged figures mean (``health.py``), and building objects from a
+config (``commands/``).
+
+Letters: P prompts, G group size, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchrl.objectives import LossModule
+from torchrl.record.loggers import Logger
+from tqdm import tqdm
+
+from rlir_agents.advantages import Advantage
+from rlir_agents.finite_checks import NonFiniteError
+from rlir_agents.health import console_line, rollout_health
+from rlir_agents.policy_update import PolicyUpdate
+from rlir_agents.rollouts import collect
+from rlir_agents.run_folder import RunFolder
+from rlir_agents.scoring import sequence_log_prob
+from rlir_agents.stopwatch import Stopwatch
+from rlir_agents.trainer_config import TrainerConfig
+from rlir_agents.training_state import (
+    load_modules_state,
+    modules_state,
+    random_state,
+    set_random_state,
+)
+
+
+class Trainer:
+    """Collect, score, compare, update, log, evaluate, checkpoint; and again.
+
+    If the run's folder holds a checkpoint, `train` goes on from it and ends bitwise where it would
+    have ended undisturbed (on the same machine, with the same number of threads).
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        policy: TensorDictModuleBase,
+        loss: LossModule,
+        advantage: Advantage,
+        optimizer: Optimizer,
+        config: TrainerConfig,
+        run_dir: Path | str,
+        *,
+        scheduler: LRScheduler | None = None,
+        reference_policy: TensorDictModuleBase | None = None,
+        logger: Logger | None = None,
+        evaluate: Callable[[TensorDictModuleBase], Mapping[str, float]] | None = None,
+        breakdown_names: Mapping[str, Sequence[str]] | None = None,
+        collect_fn: Callable[[Any, TensorDictModuleBase], TensorDictBase] = collect,
+    ) -> None:
+        """Hand in everything that runs.
+
+        Args:
+            env: a `VideoGenerationEnv`; an iteration is one batch of its P * G episodes.
+            policy: the world model as a policy: samples in step mode, ``get_dist`` in sequence
+                mode. The precision of networks is their own (``autocast_dtype``), the same in both.
+            loss: its ``loss_*`` entries are summed; holds the policy and perhaps a critic.
+            advantage: writes ``advantage`` into the rollout.
+            optimizer: over everything that learns.
+            config: the numbers.
+            run_dir: folder of the run; see `RunFolder`.
+            scheduler: stepped once an iteration.
+            reference_policy: frozen; its log-prob is written as ``ref_log_prob``.
+            logger: TorchRL logger; by default CSV files in the run's folder.
+            evaluate: from the policy to figures for the log.
+            breakdown_names: which entries of the reward's breakdown to log by name, for example
+                ``{"frame_match": spec.names}``.
+            collect_fn: from (env, policy) to a rollout [P, G, T].
+
+        Raises:
+            ValueError: if the config asks for an evaluation that was not passed.
+        """
+        if config.evaluate_every and evaluate is None:
+            raise ValueError("evaluate_every is set but there is nothing to call: pass evaluate=")
+        self.env, self.policy, self.loss, self.advantage = env, policy, loss, advantage
+        self.optimizer, self.scheduler, self.config = optimizer, scheduler, config
+        self.reference_policy = reference_policy
+        self.evaluate = evaluate
+        self.breakdown_names = dict(breakdown_names or {})
+        self.run_folder = RunFolder(run_dir, num_checkpoints=config.num_checkpoints, logger=logger)
+        self.iteration = 0
+        self._best = -float("inf")
+        self._collect_fn = collect_fn
+        self._update = PolicyUpdate(loss, optimizer, config)
+        self._watch = Stopwatch()
+        # The reward is paid inside the last step of the env: that is where it can be timed.
+        env.score = self._watch.timed(env.score, "reward", part_of="rollout")
+
+    def train(self) -> dict[str, float]:
+        """Run to the end, from the newest checkpoint if there is one.
+
+        Returns:
+            The figures of the last iteration; empty if nothing was left to do.
+
+        Raises:
+            NonFiniteError: naming the source; the checkpoints up to the last good one remain.
+            ValueError: if the folder holds a run with another config.
+        """
+        self._resume_or_start()
+        figures: dict[str, float] = {}
+        total = self.config.num_iterations
+        with tqdm(total=total, initial=self.iteration, unit="it", dynamic_ncols=True) as bar:
+            while self.iteration < total:
+                figures = self._iterate_and_keep()
+                bar.set_postfix_str(console_line(figures), refresh=False)
+                bar.update()
+        self.run_folder.save_policy(self.policy)
+        return figures
+
+    def run_iteration(self) -> dict[str, float]:
+        """Collect one batch and learn from it: this is the algorithm.
+
+        Returns:
+            The iteration's figures, explained in ``health.py``.
+        """
+        with self._watch("rollout"), torch.no_grad():
+            rollout = self._collect_fn(self.env, self.policy)  # [P, G, T]
+        with self._watch("score"):
+            self._score(rollout)
+            self.advantage(rollout)
+        with self._watch("update"):
+            update = self._update(rollout, self.iteration)
+        figures = rollout_health(rollout, self.breakdown_names) | update.figures()
+        figures["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.iteration += 1
+        return figures | self._watch.lap()
+
+    def _score(self, rollout: TensorDictBase) -> None:
+        """Write the log-probs that the loss compares with, [P, G, T(, k)]."""
+        if self.config.recompute_log_prob:
+            rollout.rename_key_("action_log_prob", "collection_log_prob")
+            rollout["action_log_prob"] = self._log_prob(self.policy, rollout)
+        if self.reference_policy is not None:
+            rollout["ref_log_prob"] = self._log_prob(self.reference_policy, rollout)
+
+    def _log_prob(self, policy: TensorDictModuleBase, rollout: TensorDictBase) -> torch.Tensor:
+        log_prob = sequence_log_prob(
+            policy,
+            rollout.flatten(0, 1),
+            micro_batch_size=self.config.micro_batch_size or rollout.shape[:2].numel(),
+        )
+        return log_prob.unflatten(0, rollout.shape[:2])
+
+    def _iterate_and_keep(self) -> dict[str, float]:
+        """One iteration, evaluated, logged and stored where that is due."""
+        try:
+            figures = self.run_iteration()
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"iteration {self.iteration + 1}: {error}. "
+                f"The last good checkpoint is {self.run_folder.checkpoints.newest()}"
+            ) from error
+        is_last = self.iteration == self.config.num_iterations
+        figures |= self._evaluate(is_forced=is_last)
+        self.run_folder.log(figures, self.iteration)
+        if is_last or self.iteration % self.config.checkpoint_every == 0:
+            self.run_folder.save_checkpoint(self.iteration, self._state())
+        return figures
+
+    def _evaluate(self, is_forced: bool) -> dict[str, float]:
+        """Figures of the evaluation if it is due; keeps the best policy."""
+        every = self.config.evaluate_every
+        if not every or (self.iteration % every and not is_forced):
+            return {}
+        with self._watch("evaluate"):
+            figures = dict(self.evaluate(self.policy))
+        best_by = self.config.keep_best_by
+        if best_by is not None and figures[best_by] > self._best:
+            self._best = figures[best_by]
+            self.run_folder.save_policy(self.policy, "best_policy")
+        return figures | self._watch.lap()
+
+    def _resume_or_start(self) -> None:
+        state = self.run_folder.newest_state()
+        if state is not None:
+            self._load_state(state)
+            return
+        self.run_folder.log(self._evaluate(is_forced=True), self.iteration)
+        self.run_folder.save_checkpoint(self.iteration, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config),
+            "iteration": self.iteration,
+            "best": self._best,
+            "num_groups_drawn": self.env.num_groups_drawn,
+            "modules": modules_state(self.policy, self.loss),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "random": random_state(),
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        config = asdict(self.config)
+        changed = [key for key, value in config.items() if state["config"].get(key) != value]
+        if changed:
+            raise ValueError(
+                f"{self.run_folder.path} holds a run with another {', '.join(changed)}: "
+                "resume it with the same config, or choose another folder"
+            )
+        self.iteration, self._best = state["iteration"], state["best"]
+        self.env.num_groups_drawn = state["num_groups_drawn"]
+        load_modules_state(self.policy, self.loss, state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        set_random_state(state["random"])

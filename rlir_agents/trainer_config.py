@@ -1,0 +1,52 @@
+"""The numbers of a training run; the paper's are in the presets (``configs/``), not here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Numbers of a run.
+
+    Attributes:
+        num_iterations: Batches to collect.
+        num_epochs: Passes over each batch.
+        num_minibatches: Optimiser steps per pass; divides the prompts of a batch.
+        micro_batch_size: Rollouts per forward, for memory; None takes a whole minibatch at once.
+        max_grad_norm: Gradients are clipped to this norm.
+        recompute_log_prob: Take ratios against a log-prob recomputed in sequence mode. False saves
+            one forward and takes the one from collection, whose mismatch is then in every ratio.
+        drop_zero_advantage: Leave rollouts with zero advantage out of the update. Exact, and
+            faster, if the loss is the clipped term alone; a KL term, an entropy bonus or a critic
+            would have taught something on them.
+        evaluate_every: Iterations between evaluations, which also happen before the first and after
+            the last; 0 never evaluates.
+        keep_best_by: Figure of the evaluation by which ``best_policy.safetensors`` is kept, higher
+            is better; None keeps none.
+        checkpoint_every: Iterations between checkpoints.
+        num_checkpoints: How many are kept.
+        seed: Of the order of minibatches. Prompts and sampling noise have the env's seed.
+    """
+
+    num_iterations: int
+    num_epochs: int = 1
+    num_minibatches: int = 1
+    micro_batch_size: int | None = None
+    max_grad_norm: float = 1.0
+    recompute_log_prob: bool = True
+    drop_zero_advantage: bool = False
+    evaluate_every: int = 0
+    keep_best_by: str | None = None
+    checkpoint_every: int = 5
+    num_checkpoints: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what would otherwise fail late, or never."""
+        counts = ("num_iterations", "num_epochs", "num_minibatches", "checkpoint_every")
+        too_small = [name for name in counts if getattr(self, name) < 1]
+        if too_small:
+            raise ValueError(f"{', '.join(too_small)}: must be at least 1")
+        if self.keep_best_by is not None and not self.evaluate_every:
+            raise ValueError("keep_best_by compares evaluations: set evaluate_every too")

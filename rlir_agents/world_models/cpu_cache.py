@@ -1,0 +1,142 @@
+"""Reading a key/value cache at memory speed on a CPU, without a compiler.
+
+With one query per head, attention is two weighted sums over rows of the cache: output = sum_i p_i v_i, and, with keys
+stored transposed, scores = sum_j q_j K^T_j. `embedding_bag` *is* a weighted sum of rows, and its kernel streams bfloat16
+rows at the speed of the memory, where matrix products with so few rows, and the attention kernels made of them, repack
+the whole cache for every token. On a two-core Zen 5, B = 256, H = 4, l = 480: 2.5 to 10 times faster, most where KV = H.
+
+Keys are stored in blocks of 64 positions, transposed inside the block, so that one token appends to one block and only
+filled blocks are read.
+
+Letters: B rows, H query heads, KV key/value heads, r = H / KV, n new positions, l filled length, d head dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlir_agents.world_models.kv_cache import KVCache, LayerCache, PlainLayerCache, attend_to_past
+
+# 64 bfloat16 scores are two cache lines: long enough to stream, short enough to waste little on the last block.
+_BLOCK = 64
+
+
+def new_cache(
+    num_layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    """An empty cache whose layers have ``shape = (B, KV, L, d)``, stored as the device reads it best."""
+    if device.type == "cpu":
+        bags = BagIndex()
+        return KVCache([CPULayerCache(shape, dtype, bags) for _ in range(num_layers)])
+    return KVCache([PlainLayerCache(shape, dtype, device) for _ in range(num_layers)])
+
+
+class CPULayerCache(LayerCache):
+    """Keys ``[B, KV, L / 64, d, 64]``, values ``[B, KV, L, d]``."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, bags: BagIndex) -> None:
+        """Allocate ``shape = (B, KV, L, d)``, L rounded up to whole blocks.
+
+        Args:
+            shape: As above.
+            dtype: Of the cache.
+            bags: Which rows a query sums over; shared by the layers, which all need the same.
+        """
+        super().__init__()
+        num_rows, num_kv_heads, max_length, head_dim = shape
+        num_blocks = -(-max_length // _BLOCK)
+        self.keys = torch.zeros(num_rows, num_kv_heads, num_blocks, head_dim, _BLOCK, dtype=dtype)
+        self.values = torch.zeros(num_rows, num_kv_heads, num_blocks * _BLOCK, head_dim, dtype=dtype)
+        self._bags = bags
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory allocated."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def copy_rows(self, source: CPULayerCache, rows: Tensor) -> None:
+        """See the base class."""
+        self.length = source.length
+        num_blocks = -(-self.length // _BLOCK)
+        self.keys[:, :, :num_blocks] = source.keys[rows, :, :num_blocks]
+        self.values[:, :, : self.length] = source.values[rows, :, : self.length]
+
+    def _append(self, key: Tensor, value: Tensor) -> None:
+        start, end = self.length, self.length + key.shape[2]
+        self.values[:, :, start:end] = value
+        first = start
+        while first < end:  # block by block; usually a single token
+            block, offset = divmod(first, _BLOCK)
+            last = min(end, (block + 1) * _BLOCK)
+            new = key[:, :, first - start : last - start].transpose(-1, -2)
+            self.keys[:, :, block, :, offset : offset + last - first] = new
+            first = last
+
+    def _read(self, query: Tensor) -> Tensor:
+        if query.shape[2] == 1:
+            return self._read_one(query)
+        # A frame border: the last token and the action word come together, once a frame.
+        num_blocks = -(-self.length // _BLOCK)
+        keys = self.keys[:, :, :num_blocks].transpose(-1, -2).flatten(2, 3)  # [B, KV, blocks 64, d]
+        return attend_to_past(query, keys[:, :, : self.length], self.values[:, :, : self.length])
+
+    def _read_one(self, query: Tensor) -> Tensor:
+        num_rows, num_heads, _, head_dim = query.shape
+        num_blocks = -(-self.length // _BLOCK)
+        scaled = query * head_dim**-0.5  # [B, H, 1, d]
+        per_block = scaled.expand(num_rows, num_heads, num_blocks, head_dim).reshape(-1)
+        index, bounds = self._bags.of_keys(self.keys, num_heads, num_blocks)
+        scores = _bag(self.keys.view(-1, _BLOCK), index, bounds, per_block)  # [B H blocks, 64]
+        scores = scores.view(num_rows * num_heads, -1)[:, : self.length]
+        index, bounds = self._bags.of_values(self.values, num_heads, self.length)
+        weights = scores.softmax(-1).view(-1)
+        attended = _bag(self.values.view(-1, head_dim), index, bounds, weights)  # [B H, d]
+        return attended.view(query.shape)
+
+
+class BagIndex:
+    """Which rows of the flat cache each query sums over; made once per token, used by every layer."""
+
+    def __init__(self) -> None:
+        """Start without an index."""
+        self._keys: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
+        self._values: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
+
+    def of_keys(self, keys: Tensor, num_heads: int, num_blocks: int) -> tuple[Tensor, Tensor]:
+        """Index and bounds of bags (row, head, block), each the d rows of one block."""
+        num_rows, num_kv_heads, all_blocks, head_dim, _ = keys.shape
+        case = (num_rows, num_heads, num_blocks)
+        if self._keys is None or self._keys[0] != case:
+            first_block = _kv_rows(num_rows, num_kv_heads, num_heads) * all_blocks
+            blocks = first_block[:, None] + torch.arange(num_blocks, dtype=torch.int32)
+            self._keys = case, _bags(blocks.flatten() * head_dim, head_dim)
+        return self._keys[1]
+
+    def of_values(self, values: Tensor, num_heads: int, length: int) -> tuple[Tensor, Tensor]:
+        """Index and bounds of bags (row, head), each the filled positions."""
+        num_rows, num_kv_heads, max_length, _ = values.shape
+        case = (num_rows, num_heads, length)
+        if self._values is None or self._values[0] != case:
+            first = _kv_rows(num_rows, num_kv_heads, num_heads) * max_length
+            self._values = case, _bags(first, length)
+        return self._values[1]
+
+
+def _kv_rows(num_rows: int, num_kv_heads: int, num_heads: int) -> Tensor:
+    """For every (row, query head) the flat (row, KV head) it reads, int32 ``[B H]``."""
+    every = torch.arange(num_rows * num_kv_heads, dtype=torch.int32)
+    return every.repeat_interleave(num_heads // num_kv_heads)
+
+
+def _bags(first: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Bags of ``size`` consecutive rows from each ``first``: flat index and bounds, int32."""
+    index = (first[:, None] + torch.arange(size, dtype=torch.int32)).flatten()
+    return index, torch.arange(0, len(index) + 1, size, dtype=torch.int32)
+
+
+def _bag(rows: Tensor, index: Tensor, bounds: Tensor, weights: Tensor) -> Tensor:
+    return F.embedding_bag(
+        index, rows, bounds, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )

@@ -1,0 +1,145 @@
+"""Keys and values of tokens already read, so that a token costs one pass instead of a whole sequence (Eq. 4's loop).
+
+Preallocated for the longest sequence, filled in order, one tensor pair a layer. How a layer stores and reads them is
+chosen by device: plain here, blocked for the CPU in `cpu_cache.py`.
+
+Letters: B rows, H query heads, KV key/value heads, r = H / KV, n new positions, l filled length, d head dimension.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlir_agents.world_models.layers import causal_attention
+
+
+class LayerCache(ABC):
+    """Keys and values of one layer.
+
+    Attributes:
+        length: Positions filled so far.
+    """
+
+    def __init__(self) -> None:
+        """Start empty; subclasses allocate."""
+        self.length = 0
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Append n positions and let their queries attend to everything up to themselves.
+
+        Args:
+            query: ``[B, H, n, d]``.
+            key: ``[B, KV, n, d]``.
+            value: ``[B, KV, n, d]``.
+
+        Returns:
+            ``[B, H, n, d]``.
+        """
+        is_empty = self.length == 0
+        self._append(key, value)
+        self.length += key.shape[2]
+        # The first tokens see only one another: nothing has to be read back.
+        return causal_attention(query, key, value) if is_empty else self._read(query)
+
+    @abstractmethod
+    def copy_rows(self, source: LayerCache, rows: Tensor) -> None:
+        """Become a copy of ``source`` with row i taken from its row ``rows[i]``."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Memory allocated."""
+
+    @abstractmethod
+    def _append(self, key: Tensor, value: Tensor) -> None:
+        """Store positions ``length .. length + n - 1``."""
+
+    @abstractmethod
+    def _read(self, query: Tensor) -> Tensor:
+        """Attend with the queries of the last n positions, which are stored already."""
+
+
+class PlainLayerCache(LayerCache):
+    """Stored as attention reads it, ``[B, KV, L, d]``; for accelerators."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        """Allocate ``shape = (B, KV, L, d)``."""
+        super().__init__()
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory allocated."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def copy_rows(self, source: PlainLayerCache, rows: Tensor) -> None:
+        """See the base class."""
+        self.length = source.length
+        self.keys[:, :, : self.length] = source.keys[rows, :, : self.length]
+        self.values[:, :, : self.length] = source.values[rows, :, : self.length]
+
+    def _append(self, key: Tensor, value: Tensor) -> None:
+        end = self.length + key.shape[2]
+        self.keys[:, :, self.length : end] = key
+        self.values[:, :, self.length : end] = value
+
+    def _read(self, query: Tensor) -> Tensor:
+        keys, values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        return attend_to_past(query, keys, values)
+
+
+class KVCache:
+    """The caches of all layers, for B sequences of equal length."""
+
+    def __init__(self, layers: list[LayerCache]) -> None:
+        """Hold one cache a layer, all empty and of one shape."""
+        self.layers = layers
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        return self.layers[0].length
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory allocated: 2 x layers x B x KV x L x d elements."""
+        return sum(layer.num_bytes for layer in self.layers)
+
+    def clear(self) -> None:
+        """Forget everything and keep the memory: fresh pages cost more than the first tokens."""
+        for layer in self.layers:
+            layer.length = 0
+
+    def copy_rows(self, source: KVCache, rows: Tensor) -> None:
+        """Take row i from row ``rows[i]`` of ``source``: siblings share one reading of their prompt."""
+        for layer, other in zip(self.layers, source.layers, strict=True):
+            layer.copy_rows(other, rows)
+
+
+def attend_to_past(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of the last n of l positions.
+
+    The r query heads of a KV head are laid out as further queries of it: nothing is repeated in memory.
+
+    Args:
+        query: ``[B, H, n, d]``.
+        keys: ``[B, KV, l, d]``.
+        values: ``[B, KV, l, d]``.
+
+    Returns:
+        ``[B, H, n, d]``.
+    """
+    num_new, num_kv_heads, length = query.shape[2], keys.shape[1], keys.shape[2]
+    packed = query.unflatten(1, (num_kv_heads, -1)).flatten(2, 3)  # [B, KV, r n, d]
+    mask = None
+    if num_new > 1:
+        positions = torch.arange(length, device=query.device)
+        is_visible = positions <= positions[-num_new:, None]  # [n, l]
+        mask = is_visible.repeat(packed.shape[2] // num_new, 1)
+    attended = F.scaled_dot_product_attention(packed, keys, values, attn_mask=mask)
+    return attended.unflatten(2, (-1, num_new)).flatten(1, 2)

@@ -1,0 +1,147 @@
+"""From logits to tokens and back to log-probabilities: temperature, top-p, and noise that is a function of its place.
+
+One truncation and one draw for step mode, sequence mode and evaluation. Noise is counter-based: token at position i of
+an episode is a function of (episode seed, i) and the logits, whatever else is in the batch, however many tokens a step
+has, and whatever the global generator did before.
+
+Letters: V codes; ``[...]`` any leading dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# splitmix64's increment and multipliers (Steele et al., 2014), as signed 64-bit integers; products wrap.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND_MULTIPLIER = 0x94D049BB133111EB - 2**64
+
+# Candidates looked at first when truncating: a peaked distribution has its mass in few codes, and sorting thousands
+# would cost more than the model.
+_FIRST_CANDIDATES = 64
+
+
+@dataclass(frozen=True)
+class TokenSampler:
+    """How a code is chosen from logits ``[..., V]``.
+
+    With ``top_p < 1`` log-probabilities are those of the truncated, renormalised distribution: it is what was sampled
+    from.
+
+    Attributes:
+        temperature: Divides the logits.
+        top_p: Keep a code iff the mass strictly before it, in descending order, is at most this; so the crossing code
+            stays, and at least one does (MineWorld's rule).
+        is_deterministic: Take the most probable code instead of drawing.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    is_deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(
+                f"temperature={self.temperature} must be positive; for the most probable token set deterministic=True"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every code")
+
+    def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose a code by the inverse of the cumulative distribution.
+
+        Args:
+            logits: ``[..., V]``, any float dtype.
+            uniform: ``[...]`` float32 in (0, 1); not read if deterministic.
+
+        Returns:
+            Code ``[...]`` int64 and its log-probability ``[...]`` float32.
+        """
+        probs = torch.softmax(logits.float() / self.temperature, dim=-1)
+        if self.top_p < 1:
+            probs = torch.where(nucleus(probs, self.top_p), probs, 0.0)
+        cumulative = probs.cumsum(-1)
+        total = cumulative[..., -1:]
+        if self.is_deterministic:
+            code = probs.argmax(-1, keepdim=True)
+        else:
+            # uniform < 1 strictly, so a code is found, and right=True never finds one of zero probability.
+            code = torch.searchsorted(cumulative, uniform[..., None] * total, right=True)
+        return code.squeeze(-1), (probs.gather(-1, code) / total).log().squeeze(-1)
+
+    def truncate(self, logits: Tensor, taken: Tensor | None = None) -> Tensor:
+        """Logits whose softmax is the distribution that is sampled from, differentiable.
+
+        Args:
+            logits: ``[..., V]``.
+            taken: Codes ``[...]`` that were sampled. They stay in the support: they were in it, and rounding, or the
+                update since, may have put them just outside, where their log-probability would be minus infinity.
+
+        Returns:
+            float32 ``[..., V]``, ``-inf`` where truncated.
+        """
+        logits = logits.float() / self.temperature
+        if self.top_p == 1:
+            return logits
+        is_kept = nucleus(logits.detach().softmax(-1), self.top_p)
+        if taken is not None:
+            is_kept = is_kept.scatter(-1, taken[..., None], True)
+        return logits.masked_fill(~is_kept, -torch.inf)
+
+
+def nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """Which codes top-p keeps: those with at most ``top_p`` of the mass strictly before them.
+
+    Args:
+        probs: ``[..., V]``, sums to one.
+        top_p: In (0, 1).
+
+    Returns:
+        bool ``[..., V]``.
+
+    Example:
+        >>> nucleus(torch.tensor([0.1, 0.5, 0.4]), 0.5)  # .5 has 0 before it, .4 has .5, .1 has .9
+        tensor([False,  True,  True])
+    """
+    count = min(_FIRST_CANDIDATES, probs.shape[-1])
+    while True:
+        largest, codes = probs.topk(count, dim=-1)
+        before = largest.cumsum(-1) - largest
+        if count == probs.shape[-1] or bool((before[..., -1] > top_p).all()):
+            return torch.zeros_like(probs, dtype=torch.bool).scatter(-1, codes, before <= top_p)
+        count = min(4 * count, probs.shape[-1])
+
+
+def counter_uniform(seed: Tensor, position: Tensor | int) -> Tensor:
+    """Noise at a place: float32 in the open interval (0, 1).
+
+    Output ``position`` of the splitmix64 generator whose state is the hashed seed. 23 bits, centred in their cells:
+    neither 0 nor 1 occurs, and every value is exact in float32.
+
+    Args:
+        seed: int64, any shape.
+        position: int64 that broadcasts with it, 0 or more.
+
+    Example:
+        >>> seed = torch.tensor([7, 8])
+        >>> bool((counter_uniform(seed, 3) == counter_uniform(seed.flip(0), 3).flip(0)).all())
+        True
+    """
+    position = torch.as_tensor(position, device=seed.device)
+    bits = _mix(_mix(seed + _INCREMENT) + (position + 1) * _INCREMENT)
+    return (_shift_right(bits, 41).float() + 0.5) * 2.0**-23
+
+
+def _mix(z: Tensor) -> Tensor:
+    """splitmix64's finaliser: every bit of the input changes every bit of the output with probability one half."""
+    z = (z ^ _shift_right(z, 30)) * _FIRST_MULTIPLIER
+    z = (z ^ _shift_right(z, 27)) * _SECOND_MULTIPLIER
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64: torch's own keeps the sign."""
+    return (z >> bits) & (2 ** (64 - bits) - 1)

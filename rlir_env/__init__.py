@@ -1,0 +1,21 @@
+"""RLIR's environment: everything that is frozen. ``import rlir_env`` registers the Gymnasium ids.
+
+The agent is the world model, which samples a video piece by piece; what the player pressed is part
+of the observation. Everything that learns is in ``rlir_agents``. This import is light: torch and
+the networks are loaded by the submodules that need them.
+"""
+
+from gymnasium.envs.registration import register, registry
+
+MINEWORLD_ID = "RLIR-MineWorld-v0"
+
+# Gymnasium has no plug-in entry points: the id exists after this import, or as
+# "rlir_env:RLIR-MineWorld-v0".
+if MINEWORLD_ID not in registry:
+    register(
+        id=MINEWORLD_ID,
+        entry_point="rlir_env.gym:make_token_env",
+        vector_entry_point="rlir_env.gym:make_token_vector_env",
+    )
+
+__all__ = ["MINEWORLD_ID"]

@@ -1,0 +1,64 @@
+"""From VPT's buttons and camera bins to the slots that the reward compares (paper, Table 3, Eq. 3).
+
+Two opposed buttons are one slot of three classes; none and both are the same class. This is
+arithmetic on log-probabilities without parameters; which buttons make up which slot is read off the
+slots' names.
+
+Letters: S slots, C most classes of any slot; ``...`` are clips and frames.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlir_env.game_actions import VPT_BUTTONS, GameActionSpec
+
+_CAMERA_AXES = ("pitch", "yaw")
+
+
+class SlotProjection:
+    """Buttons ``[..., 20, 2]`` and camera ``[..., 2, 11]`` to slots ``[..., S, C]`` or decisions.
+
+    Works on groups of slots (pairs of opposed buttons, single buttons, camera axes) and reorders
+    once at the end.
+    """
+
+    def __init__(self, spec: GameActionSpec):
+        """Sorts the slots of ``spec`` into groups; ValueError if a class is no VPT button."""
+        pairs, singles, axes = {}, {}, {}
+        for index, slot in enumerate(spec.slots):
+            if slot.is_ordered:
+                axes[index] = _CAMERA_AXES.index(slot.name)
+            elif len(slot.classes) == 2:
+                singles[index] = VPT_BUTTONS.index(slot.name)
+            else:
+                _, first, second = slot.classes
+                pairs[index] = (VPT_BUTTONS.index(first), VPT_BUTTONS.index(second))
+        self._firsts, self._seconds = ([pair[i] for pair in pairs.values()] for i in range(2))
+        self._singles, self._axes = list(singles.values()), list(axes.values())
+        grouped = [*pairs, *singles, *axes]
+        self._order = sorted(range(len(grouped)), key=grouped.__getitem__)
+        self._max_classes = max(spec.num_classes)
+
+    def log_probs(self, buttons: Tensor, camera: Tensor) -> Tensor:
+        """Slot log-probabilities from the log-probabilities of buttons and camera bins."""
+        first, second = buttons[..., self._firsts, :], buttons[..., self._seconds, :]
+        (up1, down1), (up2, down2) = first.unbind(-1), second.unbind(-1)
+        none_or_both = torch.logaddexp(up1 + up2, down1 + down2)
+        pairs = torch.stack([none_or_both, down1 + up2, up1 + down2], dim=-1)
+        groups = (pairs, buttons[..., self._singles, :], camera[..., self._axes, :])
+        return torch.cat([self._pad(group) for group in groups], dim=-2)[..., self._order, :]
+
+    def decide(self, buttons: Tensor, camera: Tensor) -> Tensor:
+        """VPT's decision rule: the mode of every button and axis, then none-or-both is class 0."""
+        is_pressed = buttons.argmax(-1)
+        first, second = is_pressed[..., self._firsts], is_pressed[..., self._seconds]
+        pairs = torch.where(first == second, 0, first + 2 * second)
+        groups = (pairs, is_pressed[..., self._singles], camera.argmax(-1)[..., self._axes])
+        return torch.cat(groups, dim=-1)[..., self._order]
+
+    def _pad(self, log_probs: Tensor) -> Tensor:
+        missing = self._max_classes - log_probs.shape[-1]
+        return F.pad(log_probs, (0, missing), value=-torch.inf)

@@ -1,0 +1,207 @@
+"""VPT's inverse dynamics model (Baker et al. 2022), with which the paper rewards and evaluates.
+
+The same class is the published "4x" model of 482M parameters and the small readers that ship with
+this package. VPT reads 20 independent buttons and two camera bins; the paper's Eq. 3 compares slots
+(Table 3), so the buttons are projected here to the slots of a
+:class:`~rlir_env.game_actions.GameActionSpec`. The network is in ``vpt_network.py``.
+
+Letters: B clips, T = F frames, S slots, C most classes of any slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, GameActionSpec
+from rlir_env.inverse_dynamics.base import GameActionReading, InverseDynamicsModel
+from rlir_env.inverse_dynamics.resize import resize_like_opencv
+from rlir_env.inverse_dynamics.slot_projection import SlotProjection
+from rlir_env.inverse_dynamics.vpt_network import VPTNetwork
+
+NUM_CAMERA_AXES, NUM_CAMERA_BINS = 2, 11
+_IMPALA_BASE_CHANNELS = (16, 32, 32)
+# A fresh model reads "pressed" with probability 0.27. Without this preference "none" and "both"
+# would start equally likely, and slots, in which the two are one class, could teach a button its
+# own opposite.
+_INITIAL_PRESSED_LOGIT = -1.0
+
+
+@dataclass(frozen=True)
+class VPTConfig:
+    """Sizes of the model; the defaults are the published "4x" model's.
+
+    Attributes:
+        input_size: (H, W) that frames are resized to.
+        conv3d_channels: Width of the convolution over time.
+        impala_channels: Width of each stage of the image encoder; every stage halves the
+            resolution.
+        impala_blocks: Residual blocks per stage.
+        impala_outsize: Features per frame that leave the image encoder.
+        hidsize: Width of the transformer.
+        num_heads: Its attention heads.
+        num_layers: Its blocks.
+        pointwise_ratio: Width of its perceptron, in hidsizes.
+        temperature: By which the logits of the heads are divided.
+    """
+
+    input_size: tuple[int, int] = (128, 128)
+    conv3d_channels: int = 128
+    impala_channels: tuple[int, ...] = (256, 512, 512)
+    impala_blocks: int = 2
+    impala_outsize: int = 256
+    hidsize: int = 4096
+    num_heads: int = 32
+    num_layers: int = 2
+    pointwise_ratio: int = 4
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Accepts lists, as they come from JSON and YAML."""
+        object.__setattr__(self, "input_size", tuple(self.input_size))
+        object.__setattr__(self, "impala_channels", tuple(self.impala_channels))
+        if self.hidsize % self.num_heads:
+            raise ValueError(
+                f"hidsize {self.hidsize} must be a multiple of num_heads {self.num_heads}"
+            )
+
+    @classmethod
+    def from_published(cls, net: Mapping[str, Any], pi_head_opts: Mapping[str, Any]) -> VPTConfig:
+        """Translates the keyword arguments stored in a published ``.model`` file.
+
+        Args:
+            net: ``["model"]["args"]["net"]["args"]`` of the file.
+            pi_head_opts: ``["model"]["args"]["pi_head_opts"]`` of the file.
+
+        Raises:
+            ValueError: If the model uses a part of VPT's code that its IDM does not.
+        """
+        required = {
+            "attention_mask_style": "none",
+            # Any other memory size would come with a relative attention bias.
+            "attention_memory_size": net["timesteps"],
+            "use_pointwise_layer": True,
+            "pointwise_use_activation": False,
+            "recurrence_is_residual": True,
+            "recurrence_type": "transformer",
+            "use_pre_lstm_ln": False,
+        }
+        different = {k: net[k] for k, v in required.items() if net[k] != v}
+        if different or tuple(net["conv3d_params"]["kernel_size"]) != (5, 1, 1):
+            raise ValueError(f"not the topology of VPT's IDM: {different or net['conv3d_params']}")
+        return cls(
+            input_size=tuple(net["img_shape"][:2]),
+            conv3d_channels=net["conv3d_params"]["outchan"],
+            impala_channels=tuple(net["impala_width"] * c for c in _IMPALA_BASE_CHANNELS),
+            hidsize=net["hidsize"],
+            num_heads=net["attention_heads"],
+            num_layers=net["n_recurrence_layers"],
+            pointwise_ratio=net["pointwise_ratio"],
+            temperature=float(pi_head_opts["temperature"]),
+        )
+
+
+class ActionHead(nn.Module):
+    """Linear layer to ``num_parts`` independent categoricals."""
+
+    def __init__(self, hidsize: int, num_parts: int, num_classes: int):
+        """Builds a head that starts almost uniform, as VPT's."""
+        super().__init__()
+        self.shape = (num_parts, num_classes)
+        self.linear_layer = nn.Linear(hidsize, num_parts * num_classes)
+        nn.init.orthogonal_(self.linear_layer.weight, gain=0.01)
+        nn.init.zeros_(self.linear_layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[B, T, D]`` to float32 ``[B, T, num_parts, num_classes]``."""
+        return self.linear_layer(x).float().unflatten(-1, self.shape)
+
+
+class VPTInverseDynamics(InverseDynamicsModel):
+    """VPT's IDM with the key names of the published weights, read in slots.
+
+    ``forward`` returns VPT's own outputs; ``log_probs`` and ``infer_game_actions`` (see the base
+    class) return slots. A slot of two opposed buttons takes class 1 if only the first is pressed,
+    class 2 if only the second is, and class 0 for none or both. Decisions follow VPT: each button
+    by itself first, then none-or-both becomes 0. This can differ from the most likely slot class:
+    with P(forward) = .6 and P(back) = .45 VPT decides "forward", while none-or-both (.49) is
+    likelier than forward alone (.33).
+    """
+
+    def __init__(self, config: VPTConfig, spec: GameActionSpec = MINECRAFT):
+        """Builds an untrained model.
+
+        Args:
+            config: Sizes.
+            spec: The slots to read. Ordered slots named pitch and yaw are the camera; a slot of two
+                classes is the button of its name, one of three classes the two buttons that its
+                classes 1 and 2 name.
+        """
+        super().__init__()
+        self.config, self.spec = config, spec
+        sizes = asdict(config)
+        self._temperature = sizes.pop("temperature")
+        self.net = VPTNetwork(**sizes)
+        self.pi_head = nn.ModuleDict(
+            {
+                "buttons": ActionHead(config.hidsize, len(VPT_BUTTONS), 2),
+                "camera": ActionHead(config.hidsize, NUM_CAMERA_AXES, NUM_CAMERA_BINS),
+            }
+        )
+        bias = self.pi_head["buttons"].linear_layer.bias
+        bias.data[1::2] = _INITIAL_PRESSED_LOGIT * config.temperature
+        self._slots = SlotProjection(spec)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """VPT's outputs for clips, differentiable in the parameters.
+
+        Args:
+            frames: ``[B, T, 3, H, W]``, uint8, or float in [0, 1] (see :meth:`prepare`).
+
+        Returns:
+            Log-probabilities, already divided by the temperature: buttons ``[B, T, 20, 2]`` in the
+            order of ``VPT_BUTTONS`` and camera ``[B, T, 2, 11]`` as (pitch, yaw), both float32.
+        """
+        features = self.net(self.prepare(frames))
+        buttons, camera = (
+            self.pi_head[name](features) / self._temperature for name in ("buttons", "camera")
+        )
+        return buttons.log_softmax(-1), camera.log_softmax(-1)
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """Frames as the network takes them: float in [0, 1] of ``config.input_size``.
+
+        Frames of another size are resized as OpenCV does with 8-bit images, for which floats are
+        rounded to 8 bits first. Floats of the right size pass unchanged, so that gradients could
+        flow through them.
+        """
+        if tuple(frames.shape[-2:]) != self.config.input_size:
+            if frames.is_floating_point():
+                frames = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
+            frames = resize_like_opencv(frames, self.config.input_size)
+        return frames if frames.is_floating_point() else frames.float() / 255
+
+    def read_frames(self, frames: Tensor) -> GameActionReading:
+        """One reading per frame of ``[B, F, 3, H, W]``; see the base class."""
+        buttons, camera = self(frames)
+        return GameActionReading(
+            self._slots.log_probs(buttons, camera), self._slots.decide(buttons, camera)
+        )
+
+    def slot_nll(self, frames: Tensor, game_action: Tensor) -> Tensor:
+        """Negative log-likelihood of the true slots: the objective of pre-training, differentiable.
+
+        Args:
+            frames: ``[B, F, 3, H, W]``, uint8 or float in [0, 1].
+            game_action: ``[B, F-1, S]`` classes; entry t acts between frames t and t + 1.
+
+        Returns:
+            ``[B, F-1, S]`` float32, in nats, not yet averaged, so that the caller can weight slots
+            and classes.
+        """
+        log_probs = self._slots.log_probs(*self(frames))[:, :-1]
+        return -log_probs.gather(-1, game_action.long().unsqueeze(-1)).squeeze(-1)

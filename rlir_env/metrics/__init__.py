@@ -1,0 +1,27 @@
+"""Metrics: figures about generated videos that no policy is trained on."""
+
+from rlir_env.metrics.action_following import (
+    ActionFollowing,
+    action_following_scores,
+    classification_scores,
+    confusion_matrices,
+    slots_with_contrast,
+)
+from rlir_env.metrics.base import Metric
+from rlir_env.metrics.bootstrap import Gain, draw_weights, paired_gain, weighted_sum
+from rlir_env.metrics.video_quality import PSNR, psnr
+
+__all__ = [
+    "PSNR",
+    "ActionFollowing",
+    "Gain",
+    "Metric",
+    "action_following_scores",
+    "classification_scores",
+    "confusion_matrices",
+    "draw_weights",
+    "paired_gain",
+    "psnr",
+    "slots_with_contrast",
+    "weighted_sum",
+]

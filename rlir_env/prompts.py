@@ -1,0 +1,193 @@
+"""Prompts: what an episode starts from (paper 4.1: context frames and all game actions).
+
+A prompt is the initial state of the MDP and its conditioning; the policy's actions, the visual
+tokens or latents, are what it has to find. The true continuation (``target_frames``) may come
+along for rewards and metrics that compare with it; the policy never sees it.
+
+Letters: P prompts, G group size, C context frames, F frames, S slots, A word length, H and W the
+frame size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from rlir_env.recordings import ClipFilter, ClipSource, list_recordings
+
+
+@dataclass(frozen=True)
+class GenerationPrompt:
+    """A batch of prompts.
+
+    Game action j acts between frames j and j+1, so it conditions frame j+1.
+
+    Attributes:
+        context_frames: uint8 ``[P, C, 3, H, W]``.
+        game_action: int64 ``[P, F-1, S]``, slots.
+        game_action_word: int64 ``[P, F-1, A]``, local ids 0..69; the env adds its ``num_codes``.
+        target_frames: uint8 ``[P, F-C, 3, H, W]``, the true continuation, or None.
+    """
+
+    context_frames: torch.Tensor
+    game_action: torch.Tensor
+    game_action_word: torch.Tensor
+    target_frames: torch.Tensor | None = None
+
+    @property
+    def num_prompts(self) -> int:
+        """P."""
+        return self.context_frames.shape[0]
+
+    def repeat(self, group_size: int) -> GenerationPrompt:
+        """Every prompt ``group_size`` times, siblings adjacent (row p*G+g)."""
+        return self._map(lambda tensor: tensor.repeat_interleave(group_size, dim=0))
+
+    def to(self, device: torch.device | str) -> GenerationPrompt:
+        """The prompts on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> GenerationPrompt:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return GenerationPrompt(
+            **{name: None if value is None else change(value) for name, value in values.items()}
+        )
+
+
+class PromptSource(ABC):
+    """A finite set of prompts with stable indices."""
+
+    @property
+    @abstractmethod
+    def num_prompts(self) -> int:
+        """How many prompts there are."""
+
+    @abstractmethod
+    def get(self, indices: torch.Tensor | Sequence[int]) -> GenerationPrompt:
+        """The prompts with these indices (long ``[P]``, repeats allowed)."""
+
+
+class ClipPrompts(PromptSource):
+    """Prompts cut from clips of real gameplay, held in memory.
+
+    Example:
+        >>> frames = torch.zeros(2, 16, 3, 4, 6, dtype=torch.uint8)
+        >>> slots, words = torch.zeros(2, 15, 9).long(), torch.zeros(2, 15, 11).long()
+        >>> prompts = ClipPrompts(frames, slots, words)
+        >>> prompts.get([1]).target_frames.shape
+        torch.Size([1, 15, 3, 4, 6])
+    """
+
+    def __init__(
+        self,
+        frames: torch.Tensor,
+        game_action: torch.Tensor,
+        game_action_word: torch.Tensor,
+        num_context_frames: int = 1,
+        has_targets: bool = True,
+    ) -> None:
+        """Hold clips.
+
+        Args:
+            frames: uint8 ``[P, F, 3, H, W]``.
+            game_action: int64 ``[P, F-1, S]``.
+            game_action_word: int64 ``[P, F-1, A]``, local ids.
+            num_context_frames: C, the frames of a clip that are given.
+            has_targets: whether :meth:`get` hands out the frames that follow.
+
+        Raises:
+            ValueError: if the tensors do not fit together.
+        """
+        num_prompts, num_frames = frames.shape[:2]
+        if frames.dtype != torch.uint8 or not 1 <= num_context_frames < num_frames:
+            raise ValueError(
+                f"frames are {frames.dtype} {tuple(frames.shape)} with {num_context_frames} given; "
+                "pass uint8 [P, F, 3, H, W] and 1 <= num_context_frames < F"
+            )
+        for name, actions in (("game_action", game_action), ("game_action_word", game_action_word)):
+            if actions.shape[:2] != (num_prompts, num_frames - 1):
+                raise ValueError(
+                    f"{name} is {tuple(actions.shape)}; {num_prompts} clips of {num_frames} frames "
+                    f"need [{num_prompts}, {num_frames - 1}, ...], one for each transition"
+                )
+        self.frames = frames
+        self.game_action = game_action
+        self.game_action_word = game_action_word
+        self.num_context_frames = num_context_frames
+        self.has_targets = has_targets
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        frame_size: tuple[int, int],
+        num_frames: int = 16,
+        num_context_frames: int = 1,
+        stride: int | None = None,
+        clip_filter: ClipFilter | None = None,
+        has_targets: bool = True,
+    ) -> ClipPrompts:
+        """Cut the recordings of a folder into clips.
+
+        A shipped set of prompts is one recording whose frames are consecutive clips; the defaults
+        (disjoint windows, nothing filtered) give them back. From raw gameplay pass a filter.
+
+        Args:
+            folder: holds ``<name>.mp4`` and ``<name>.jsonl``.
+            frame_size: (H, W) to resize to.
+            num_frames: F.
+            num_context_frames: C.
+            stride: frames between the starts of windows; F where None.
+            clip_filter: None keeps all.
+            has_targets: see the constructor.
+
+        Raises:
+            RecordingError: if a recording is broken or there are none.
+            ValueError: if no clip is left.
+        """
+        source = ClipSource(
+            list_recordings(folder),
+            frame_size,
+            num_frames,
+            stride,
+            clip_filter or ClipFilter.keep_all(),
+        )
+        clips = list(source.iterate())
+        if not clips:
+            raise ValueError(
+                f"{folder}: no clip of {num_frames} frames ({source.report.to_text()})"
+            )
+        columns = (torch.stack([clip[column] for clip in clips]) for column in range(3))
+        return cls(*columns, num_context_frames=num_context_frames, has_targets=has_targets)
+
+    @property
+    def num_prompts(self) -> int:
+        """P."""
+        return len(self.frames)
+
+    @property
+    def num_frames(self) -> int:
+        """F."""
+        return self.frames.shape[1]
+
+    def get(self, indices: torch.Tensor | Sequence[int]) -> GenerationPrompt:
+        """The prompts with these indices (long ``[P]``, repeats allowed)."""
+        rows = torch.as_tensor(indices, dtype=torch.long)
+        frames = self.frames[rows]
+        given = self.num_context_frames
+        return GenerationPrompt(
+            frames[:, :given],
+            self.game_action[rows],
+            self.game_action_word[rows],
+            frames[:, given:] if self.has_targets else None,
+        )
+
+    def subset(self, indices: torch.Tensor | Sequence[int]) -> ClipPrompts:
+        """A source of these prompts only, numbered from 0 in the order given."""
+        rows = torch.as_tensor(indices, dtype=torch.long)
+        columns = (self.frames[rows], self.game_action[rows], self.game_action_word[rows])
+        return ClipPrompts(*columns, self.num_context_frames, self.has_targets)

@@ -1,0 +1,30 @@
+"""Recordings of gameplay in VPT's format: read, write, check, filter, cut into clips."""
+
+from rlir_env.recordings.archive import ClipBatch, FrameArchive
+from rlir_env.recordings.clips import Clip, ClipFilter, ClipReport, ClipSource, split_recordings
+from rlir_env.recordings.recording import (
+    ActionTrack,
+    Recording,
+    RecordingError,
+    list_recordings,
+)
+from rlir_env.recordings.validate import FolderReport, validate_folder
+from rlir_env.recordings.writer import RecordingWriter, write_recording
+
+__all__ = [
+    "ActionTrack",
+    "Clip",
+    "ClipBatch",
+    "ClipFilter",
+    "ClipReport",
+    "ClipSource",
+    "FolderReport",
+    "FrameArchive",
+    "Recording",
+    "RecordingError",
+    "RecordingWriter",
+    "list_recordings",
+    "split_recordings",
+    "validate_folder",
+    "write_recording",
+]

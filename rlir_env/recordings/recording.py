@@ -1,0 +1,247 @@
+"""One recording in VPT's format: ``<name>.mp4`` and ``<name>.jsonl``, one event a frame.
+
+Line t of the events is what the player did after seeing frame t; its effect is visible in frame
+t+1. The same reader serves VPT's contractor data, MineWorld's validation clips (whose lines are
+env actions) and our own recorded gameplay. Nothing is repaired here: a recording that is not
+whole raises :class:`RecordingError`; filters live in :mod:`rlir_env.recordings.clips`.
+
+Letters: N frames, S slots, A word length, H and W the frame size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from rlir_env.game_actions import (
+    ActionWord,
+    EnvAction,
+    env_action_to_event,
+    env_actions_to_slots,
+    event_to_env_action,
+)
+
+
+class RecordingError(ValueError):
+    """A recording that is broken; the message names the file and, where there is one, the line."""
+
+
+def import_av() -> ModuleType:
+    """PyAV, or an error that says how to get it."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            "reading and writing videos needs PyAV: pip install 'rlir[video]'"
+        ) from error
+    return av
+
+
+def recording_files(path: str | Path) -> tuple[Path, Path]:
+    """The video and the events of a recording named by its video, or without a suffix."""
+    path = Path(path)
+    video = path if path.suffix == ".mp4" else path.with_name(path.name + ".mp4")
+    return video, video.with_suffix(".jsonl")
+
+
+def list_recordings(folder: str | Path) -> list[Path]:
+    """The videos of a folder in the order of their names.
+
+    Raises:
+        RecordingError: if there are none.
+    """
+    paths = sorted(Path(folder).glob("*.mp4"))
+    if not paths:
+        raise RecordingError(f"{folder}: no recordings here (<name>.mp4 with <name>.jsonl)")
+    return paths
+
+
+@dataclass(frozen=True)
+class ActionTrack:
+    """What was pressed at every frame of a recording.
+
+    Attributes:
+        slots: int64 ``[N, S]``, the classes of :data:`~rlir_env.game_actions.MINECRAFT`.
+        words: int64 ``[N, A]``, local ids of MineWorld's action word.
+        is_null: bool ``[N]``, nothing was pressed or moved, or a menu key was.
+        is_gui: bool ``[N]``, a menu was open.
+    """
+
+    slots: np.ndarray
+    words: np.ndarray
+    is_null: np.ndarray
+    is_gui: np.ndarray
+
+
+class Recording:
+    """Reads one recording.
+
+    Example:
+        >>> recording = Recording("runs/doom/map01_0.mp4")  # doctest: +SKIP
+        >>> for frame in recording.frames(size=(60, 80)): ...  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Name the pair of files.
+
+        Args:
+            path: the video; the events lie beside it with the suffix ``.jsonl``.
+
+        Raises:
+            RecordingError: if one of the two files is missing.
+        """
+        self.video_path, self.events_path = recording_files(path)
+        for file in (self.video_path, self.events_path):
+            if not file.is_file():
+                raise RecordingError(f"{file}: missing; a recording is <name>.mp4 and <name>.jsonl")
+        self._header: tuple[int, float, tuple[int, int]] | None = None
+
+    @property
+    def name(self) -> str:
+        """The file name without its suffix."""
+        return self.video_path.stem
+
+    @property
+    def num_frames(self) -> int:
+        """N, as the video's header says; :meth:`frames` checks it."""
+        return self._read_header()[0]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return self._read_header()[1]
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """The size (H, W) of the video as stored."""
+        return self._read_header()[2]
+
+    def frames(self, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+        """Decode the frames in order.
+
+        Args:
+            size: (H, W) to resize to by averaging over areas; as stored where None.
+
+        Yields:
+            uint8 ``[H, W, 3]``, RGB.
+
+        Raises:
+            RecordingError: if the video is broken or ends before its header says.
+        """
+        av = import_av()
+        height, width = size or self.frame_size
+        reformatter = av.video.reformatter.VideoReformatter()
+        num_decoded = 0
+        try:
+            with av.open(str(self.video_path)) as container:
+                container.streams.video[0].thread_type = "AUTO"
+                for frame in container.decode(video=0):
+                    rgb = reformatter.reformat(
+                        frame, width, height, format="rgb24", interpolation="AREA"
+                    )
+                    num_decoded += 1
+                    yield rgb.to_ndarray()
+        except av.FFmpegError as error:
+            raise self._broken_video(f"frame {num_decoded}: {error.strerror}") from error
+        if num_decoded != self.num_frames:
+            raise self._broken_video(f"{num_decoded} of {self.num_frames} frames")
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of the events file as they are.
+
+        Raises:
+            RecordingError: if a line is not a JSON object or if there is not one line a frame.
+        """
+        try:
+            # Not splitlines: what a player types ("chars") may hold other line separators.
+            lines = self.events_path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise RecordingError(f"{self.events_path}: not text ({error})") from error
+        if len(lines) != self.num_frames:
+            raise RecordingError(
+                f"{self.events_path}: {len(lines)} lines for the {self.num_frames} frames of "
+                f"{self.video_path.name}; there must be one line a frame"
+            )
+        return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
+
+    def env_actions(self, cancel_conflicts: bool = True) -> tuple[list[EnvAction], np.ndarray]:
+        """The env action of every line, and which are null (bool ``[N]``).
+
+        Args:
+            cancel_conflicts: see :func:`~rlir_env.game_actions.event_to_env_action`. Lines that
+                are env actions already (they have the key ``ESC``) are taken as they are.
+
+        Raises:
+            RecordingError: if a line lacks a key.
+        """
+        return self._env_actions(self.events(), cancel_conflicts)
+
+    def actions(self, cancel_conflicts: bool = True) -> ActionTrack:
+        """Slots, words and flags of every line.
+
+        Raises:
+            RecordingError: as :meth:`env_actions`.
+        """
+        events = self.events()
+        env_actions, is_null = self._env_actions(events, cancel_conflicts)
+        is_gui = np.array([event.get("isGuiOpen", False) for event in events], bool)
+        words = ActionWord(num_codes=0).encode(env_actions)
+        return ActionTrack(env_actions_to_slots(env_actions), words, is_null, is_gui)
+
+    def _read_header(self) -> tuple[int, float, tuple[int, int]]:
+        if self._header is None:
+            av = import_av()
+            try:
+                with av.open(str(self.video_path)) as container:
+                    if not container.streams.video:
+                        raise self._broken_video("no video stream")
+                    stream = container.streams.video[0]
+                    # Fragmented files do not count their frames; then their packets are counted.
+                    num_frames = stream.frames or sum(bool(p.size) for p in container.demux(stream))
+                    rate = float(stream.average_rate or 0)
+                    self._header = num_frames, rate, (stream.height, stream.width)
+            except av.FFmpegError as error:
+                raise self._broken_video(str(error.strerror)) from error
+        return self._header
+
+    def _broken_video(self, what: str) -> RecordingError:
+        return RecordingError(f"{self.video_path}: truncated or broken video ({what})")
+
+    def _parse(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RecordingError(f"{self.events_path}:{number}: not JSON ({error})") from error
+        if not isinstance(event, dict):
+            raise RecordingError(f"{self.events_path}:{number}: not a JSON object")
+        return event
+
+    def _env_actions(
+        self, events: list[dict[str, Any]], cancel_conflicts: bool
+    ) -> tuple[list[EnvAction], np.ndarray]:
+        pairs = [
+            self._env_action(number, event, cancel_conflicts)
+            for number, event in enumerate(events, start=1)
+        ]
+        return [action for action, _ in pairs], np.array([is_null for _, is_null in pairs], bool)
+
+    def _env_action(
+        self, number: int, event: dict[str, Any], cancel_conflicts: bool
+    ) -> tuple[EnvAction, bool]:
+        try:
+            if "ESC" in event:
+                # Through an event and back only for the flag: one definition of null.
+                return event, event_to_env_action(env_action_to_event(event))[1]
+            if not isinstance(event["isGuiOpen"], bool):
+                raise TypeError("isGuiOpen is not true or false")
+            return event_to_env_action(event, cancel_conflicts)
+        except KeyError as error:
+            raise RecordingError(f"{self.events_path}:{number}: missing key {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecordingError(f"{self.events_path}:{number}: {error}") from error

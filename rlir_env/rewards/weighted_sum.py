@@ -1,0 +1,60 @@
+"""Several rewards as one, which the paper leaves open: a reader beside a judge of pictures, say.
+
+Letters: B generations, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from rlir_env.rewards.base import RewardFn
+
+
+class WeightedSum(RewardFn):
+    """``sum_i weight_i reward_i``, frame by frame; the parts stay readable in the breakdown.
+
+    The breakdown has ``<name>_frame_reward [B, F-1]`` for every part, before weighting, and all
+    entries of the parts' own breakdowns.
+    """
+
+    def __init__(self, rewards: Mapping[str, RewardFn], weights: Mapping[str, float]) -> None:
+        """Combine named rewards.
+
+        Args:
+            rewards: The parts, by the name that their entries and log lines carry.
+            weights: The weight of each part, under the same names.
+
+        Raises:
+            ValueError: if the names differ, or two parts have a breakdown entry of the same name.
+        """
+        super().__init__()
+        if not rewards or set(rewards) != set(weights):
+            raise ValueError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must have equal names")
+        self.rewards = nn.ModuleDict(rewards)
+        self.weights = dict(weights)
+        self.uses_target_frames = any(reward.uses_target_frames for reward in rewards.values())
+        entries = [key for reward in rewards.values() for key in reward.breakdown(1, 1)]
+        if len(set(entries)) != len(entries):
+            raise ValueError(f"two parts have a breakdown entry of the same name: {sorted(entries)}")
+
+    def breakdown(self, num_transitions: int, num_slots: int) -> dict[str, Tensor]:
+        """Declare the parts' frame rewards and their own entries."""
+        entries: dict[str, Tensor] = {}
+        for name, part in self.rewards.items():
+            zeros = part.zeros(1, num_transitions, num_slots)[0]
+            entries[f"{name}_frame_reward"] = zeros["frame_reward"]
+            entries |= part.breakdown(num_transitions, num_slots)
+        return entries
+
+    def frame_rewards(self, generation: TensorDictBase) -> dict[str, Tensor]:
+        """Score with every part and add up."""
+        total, entries = 0.0, {}
+        for name, part in self.rewards.items():
+            scored = part.frame_rewards(generation)
+            frame_reward = scored.pop("frame_reward")
+            total = total + self.weights[name] * frame_reward
+            entries |= {f"{name}_frame_reward": frame_reward, **scored}
+        return {"frame_reward": total, **entries}

@@ -1,0 +1,122 @@
+"""The contract of video generation envs as a function, like Gymnasium's ``env_checker``.
+
+It plays random episodes and names the first promise that is broken. Rewards and trainers are *not*
+checked here.
+
+Letters: B rows, T steps, K tokens of a frame, A word length, F frames.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase, assert_close
+from torchrl.envs.utils import check_env_specs, step_mdp
+
+from rlir_env.envs import TokenGenerationEnv, VideoGenerationEnv
+
+
+def check_generation_env(env: VideoGenerationEnv) -> None:
+    """Check that an env keeps the contract of :class:`~rlir_env.envs.VideoGenerationEnv`.
+
+    The env's order of prompts moves on; check an env that is not in use.
+
+    Args:
+        env: The env, of any batch size; groups of two or more also test what siblings share.
+
+    Raises:
+        AssertionError: with the name of the broken promise.
+    """
+    check_env_specs(env)
+    _check_frozen(env)
+    state = env.reset()
+    _check_groups(env, state)
+    rollout = env.rollout(env.num_steps, auto_reset=False, tensordict=state)
+    _check_horizon(env, rollout)
+    _check_reward(rollout)
+    _check_pure(env, rollout)
+    _check_seeding(env)
+    if isinstance(env, TokenGenerationEnv):
+        _check_tokens(env, rollout)
+
+
+def _check_frozen(env: VideoGenerationEnv) -> None:
+    trainable = [name for name, parameter in env.named_parameters() if parameter.requires_grad]
+    assert not trainable, f"nothing trainable: the env has trainable parameters {trainable}"
+
+
+def _check_groups(env: VideoGenerationEnv, state: TensorDictBase) -> None:
+    for key in ("prompt_index", "prompt_seed", "group_id", "game_action"):
+        by_group = state[key].unflatten(0, (env.num_groups, env.group_size))
+        shared = (by_group == by_group[:, :1]).all()
+        assert shared, f"siblings share a prompt: {key!r} differs inside a group"
+    seeds = state["episode_seed"].flatten()
+    assert len(seeds.unique()) == len(seeds), "siblings differ: two rows have the same episode_seed"
+    groups = state["group_id"].unique()
+    assert len(groups) == env.num_groups, "groups are told apart: two groups have the same group_id"
+
+
+def _check_horizon(env: VideoGenerationEnv, rollout: TensorDictBase) -> None:
+    num_steps = rollout.shape[1]
+    assert num_steps == env.num_steps, f"an episode has num_steps={env.num_steps} steps: it took {num_steps}"
+    terminated, done = rollout["next", "terminated"], rollout["next", "done"]
+    assert terminated[:, -1].all(), "the horizon is terminated: the last step does not say so"
+    assert not terminated[:, :-1].any(), "the horizon is terminated: a step before the last says so"
+    assert (terminated == done).all(), "the horizon is terminated: done and terminated differ"
+    truncated = rollout.get(("next", "truncated"), None)
+    is_truncated = truncated is not None and bool(truncated.any())
+    assert not is_truncated, "the horizon is never truncated: a step says truncated"
+
+
+def _check_reward(rollout: TensorDictBase) -> None:
+    reward, frame_reward = rollout["next", "reward"], rollout["next", "frame_reward"]
+    assert reward[:, :-1].eq(0).all(), "the reward is terminal: it is not zero before the last step"
+    assert frame_reward[:, :-1].eq(0).all(), "the reward is terminal: frame_reward is not zero before"
+    mean = frame_reward[:, -1].mean(-1, keepdim=True)
+    assert torch.allclose(reward[:, -1], mean), "the reward is the mean of frame_reward: it is not"
+    for value in (reward, frame_reward):
+        assert value.isfinite().all(), "the reward is finite: it is not"
+        assert not value.requires_grad, "the reward has no gradient: it requires one"
+
+
+def _check_pure(env: VideoGenerationEnv, rollout: TensorDictBase) -> None:
+    keys = [*env.observation_spec.keys(), *env.state_spec.keys(), "action", "done", "terminated"]
+    for step in range(rollout.shape[1]):
+        state = rollout[:, step].select(*keys).clone()
+        before = state.clone()
+        first, second = env.step(state.clone())["next"], env.step(state)["next"]
+        assert (state.select(*keys) == before).all(), "the step is pure: it changed its input"
+        assert_close(first, second, rtol=0, atol=0, msg="the step is deterministic: two differ")
+        stored = rollout["next"][:, step].select(*second.keys())
+        assert_close(stored, second, rtol=0, atol=0, msg="the step is pure: a replay differs")
+
+
+def _check_seeding(env: VideoGenerationEnv) -> None:
+    env.set_seed(5)
+    first, second = env.reset(), env.reset()
+    env.set_seed(5)
+    assert (env.reset() == first).all(), "a seed fixes the resets: the first reset differs"
+    assert (env.reset() == second).all(), "a seed fixes the resets: the second reset differs"
+    drawn = env.num_groups_drawn
+    chosen = first["prompt_index"].flatten(), first["episode_seed"].flatten()
+    given = env.initial_state(*chosen, first["group_id"].flatten())
+    assert (given == first.select(*given.keys())).all(), "initial_state is the reset's state: it differs"
+    assert env.num_groups_drawn == drawn, "initial_state draws no prompts: it moved the order on"
+
+
+def _check_tokens(env: TokenGenerationEnv, rollout: TensorDictBase) -> None:
+    layout = env.layout
+    last = step_mdp(rollout[:, -1], exclude_reward=False)
+    words = last["token"][:, layout.word_positions]  # [B, F-1, A]
+    assert (words == last["game_action_word"]).all(), "words stand behind their frame: word j is not at its place"
+    sampled = last["token"][:, layout.action_positions]
+    assert (sampled == rollout["action"].flatten(1)).all(), "actions are tokens: the video has others"
+    for step in range(rollout.shape[1]):
+        state = rollout[:, step]
+        places = torch.arange(layout.sequence_length, device=state["token"].device)
+        is_known = state["token"] >= 0
+        assert (is_known == (places < state["position"])).all(), (
+            "position is the next token's index: what is known does not end there"
+        )
+        assert (state["frame_index"] == state["position"] // layout.block_length).all(), (
+            "frame_index is the frame of the next token: it is not"
+        )

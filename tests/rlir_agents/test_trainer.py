@@ -1,0 +1,383 @@
+"""The training loop on the identity world: health, exact shortcuts, and runs that are killed.
+
+Run as a script, this file is one training run, which the tests start and kill: ``test_trainer.py
+RUN_DIR``.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch.distributions import Categorical
+
+from rlir_agents.advantages import SequenceCredit
+from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree, write_tree
+from rlir_agents.finite_checks import NonFiniteError
+from rlir_agents.learning_rate import cosine_with_warmup
+from rlir_agents.losses import GRPOLoss
+from rlir_agents.minibatches import select_rollouts, shuffled_minibatches
+from rlir_agents.trainer import Trainer
+from rlir_agents.trainer_config import TrainerConfig
+from rlir_env.testing import IDENTITY_SPEC, identity_world
+
+NUM_CODES = 6
+NUM_SLOTS = IDENTITY_SPEC.num_slots
+
+
+class TablePolicy(TensorDictModuleBase):
+    """One row of logits per class of the slot that a token shows; draws from the global generator.
+
+    Step mode and sequence mode are the same function of the state. That it draws from the global
+    generator is bad manners, and here on purpose: a resumed run must restore that too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_keys = ["game_action", "frame_index"]
+        self.out_keys = ["action", "action_log_prob"]
+        self.logits = torch.nn.Parameter(
+            torch.zeros(NUM_SLOTS, max(IDENTITY_SPEC.num_classes), NUM_CODES)
+        )
+
+    def get_dist(self, tensordict: TensorDictBase) -> Categorical:
+        """Distribution of the tokens of a frame, [..., k]; token i shows slot i."""
+        line = tensordict["frame_index"].unsqueeze(-1) - 1  # [..., 1, 1]
+        pressed = tensordict["game_action"].take_along_dim(line, dim=-2).squeeze(-2)  # [..., S]
+        return Categorical(logits=self.logits[torch.arange(NUM_SLOTS), pressed])
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Sample."""
+        dist = self.get_dist(tensordict)
+        action = dist.sample()
+        tensordict["action"] = action
+        tensordict["action_log_prob"] = dist.log_prob(action)
+        return tensordict
+
+
+def momentum_sgd(parameters) -> torch.optim.SGD:
+    """For comparisons up to rounding: AdamW turns a gradient of 1e-9 into a step of full size."""
+    return torch.optim.SGD(parameters, lr=2.0, momentum=0.9, weight_decay=0.01)
+
+
+def adamw(parameters) -> torch.optim.AdamW:
+    """What the paper uses."""
+    return torch.optim.AdamW(parameters, lr=0.1)
+
+
+def make_trainer(
+    run_dir: Path, *, loss_kwargs=None, reference=None, optimizer_fn=adamw, **config
+) -> Trainer:
+    """A small run: 4 prompts, group size 4, 3 frames of 2 tokens."""
+    torch.manual_seed(0)
+    env = identity_world().env(num_prompts=4, group_size=4, tokens_per_step="frame", seed=3)
+    policy = TablePolicy()
+    optimizer = optimizer_fn(policy.parameters())
+    config = TrainerConfig(**{"num_iterations": 6, "checkpoint_every": 2, **config})
+    return Trainer(
+        env,
+        policy,
+        GRPOLoss(policy, **(loss_kwargs or {})),
+        SequenceCredit(),
+        optimizer,
+        config,
+        run_dir,
+        scheduler=cosine_with_warmup(optimizer, config.num_iterations, warmup_iterations=1),
+        reference_policy=reference,
+        evaluate=lambda policy: {"eval/logit": float(policy.logits.max())},
+        breakdown_names={"frame_match": IDENTITY_SPEC.names},
+    )
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    """The policy's parameters."""
+    return trainer.policy.logits.detach()
+
+
+def csv_files(run_dir: Path) -> dict[str, str]:
+    """The log, without the figures that cannot repeat: seconds."""
+    folder = run_dir / "metrics" / "scalars"
+    paths = [path for path in folder.rglob("*.csv") if path.parent.name != "seconds"]
+    return {str(path.relative_to(folder)): path.read_text() for path in paths}
+
+
+def test_health_figures_of_one_iteration(tmp_path):
+    figures = make_trainer(tmp_path).run_iteration()
+    # Before the first step nothing has changed, and nothing is off-policy.
+    assert figures["train/ratio_at_first_update"] == 1.0
+    assert figures["train/clip_fraction"] == 0.0
+    assert abs(figures["train/log_prob_mismatch"]) < 1e-6
+    # All logits are zero: the entropy is that of 6 equally likely codes.
+    assert figures["train/entropy"] == pytest.approx(torch.tensor(6.0).log().item())
+    # The reward is the mean match of the two slots.
+    match = [figures[f"reward/frame_match/{name}"] for name in IDENTITY_SPEC.names]
+    assert figures["reward/mean"] == pytest.approx(sum(match) / 2, abs=1e-6)
+    assert 0 < figures["reward/mean"] < 1 and figures["reward/group_spread"] > 0
+    assert {f"seconds/{part}" for part in ("rollout", "reward", "score", "update")} <= set(figures)
+    assert all(value >= 0 for key, value in figures.items() if key.startswith("seconds/"))
+    assert figures["train/grad_norm"] > 0
+
+
+def test_same_seeds_same_run(tmp_path):
+    results = []
+    for name in ("a", "b"):
+        trainer = make_trainer(tmp_path / name)
+        trainer.train()
+        results.append(weights(trainer))
+    assert torch.equal(*results)
+    assert csv_files(tmp_path / "a") == csv_files(tmp_path / "b")
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 5])
+def test_micro_batches_add_up_to_the_minibatch(tmp_path, micro_batch_size):
+    results = []
+    for size in (None, micro_batch_size):
+        config = {"num_minibatches": 2, "num_epochs": 2, "micro_batch_size": size}
+        trainer = make_trainer(tmp_path / str(size), optimizer_fn=momentum_sgd, **config)
+        trainer.run_iteration()
+        results.append(weights(trainer))
+    torch.testing.assert_close(*results)
+
+
+def test_dropping_rollouts_without_advantage_changes_nothing(tmp_path):
+    config = {"optimizer_fn": momentum_sgd, "num_epochs": 3, "num_minibatches": 2}
+    everything = make_trainer(tmp_path / "a", **config)
+    worth_it = make_trainer(tmp_path / "b", drop_zero_advantage=True, **config)
+    without_spread = []
+    for iteration in range(6):
+        for trainer in (everything, worth_it):
+            torch.manual_seed(iteration)  # the same samples for both
+            figures = trainer.run_iteration()
+        without_spread.append(figures["train/groups_without_spread"])
+    assert max(without_spread) > 0  # or nothing would have been dropped
+    torch.testing.assert_close(weights(worth_it), weights(everything))
+
+
+def test_several_epochs_move_away_from_the_behaviour_policy(tmp_path):
+    figures = make_trainer(tmp_path, num_epochs=4, num_minibatches=2).run_iteration()
+    assert figures["train/ratio_at_first_update"] == 1.0
+    assert figures["train/max_ratio"] > 1.0 and figures["train/clip_fraction"] > 0.0
+
+
+def test_the_kl_to_a_reference_starts_at_zero_and_is_logged(tmp_path):
+    reference = TablePolicy()
+    trainer = make_trainer(tmp_path, reference=reference, loss_kwargs={"kl_coeff": 0.1})
+    first, second = trainer.run_iteration(), trainer.run_iteration()
+    assert first["train/kl_to_ref"] == 0.0 < second["train/kl_to_ref"]
+
+
+def test_collection_log_prob_can_be_used_as_it_is(tmp_path):
+    trainer = make_trainer(tmp_path, recompute_log_prob=False)
+    figures = trainer.run_iteration()
+    assert "train/log_prob_mismatch" not in figures
+    assert figures["train/ratio_at_first_update"] == pytest.approx(1.0)
+
+
+def test_evaluation_before_every_n_and_after_and_the_best_is_kept(tmp_path):
+    trainer = make_trainer(tmp_path, num_iterations=5, evaluate_every=2, keep_best_by="eval/logit")
+    values = iter([0.0, 3.0, 1.0, 2.0])
+    seen = []
+
+    def evaluate(policy):
+        seen.append(policy.logits.detach().clone())
+        return {"eval/logit": next(values)}
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    rows = (tmp_path / "metrics/scalars/eval/logit.csv").read_text().split()
+    assert rows == ["0,0.0", "2,3.0", "4,1.0", "5,2.0"]
+    assert torch.equal(load_file(tmp_path / "best_policy.safetensors")["logits"], seen[1])
+    assert torch.equal(load_file(tmp_path / "policy.safetensors")["logits"], weights(trainer))
+
+
+def test_a_nan_in_the_reward_is_named_and_the_last_checkpoint_stays(tmp_path):
+    trainer = make_trainer(tmp_path)
+    read = trainer.env.reward_fn.forward
+
+    def broken(generation):
+        reward = read(generation)
+        if trainer.iteration == 3:
+            reward["reward"][5] = float("nan")
+        return reward
+
+    trainer.env.reward_fn.forward = broken
+    with pytest.raises(NonFiniteError) as error:
+        trainer.train()
+    message = str(error.value)
+    assert "iteration 4" in message and "loss_objective" in message
+    assert "next.reward (1 of 48)" in message and "iteration_00000002" in message
+    folders = [path.name for path in trainer.run_folder.checkpoints.complete()]
+    assert folders == ["iteration_00000000", "iteration_00000002"]
+    state = read_tree(trainer.run_folder.checkpoints.newest())["state"]
+    assert state["modules"]["policy"]["logits"].isfinite().all()
+
+
+def test_a_nan_in_a_gradient_names_the_parameter(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.policy.logits.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(trainer).clone()
+    with pytest.raises(NonFiniteError, match="logits"):
+        trainer.train()
+    assert torch.equal(weights(trainer), before)
+
+
+def test_a_run_is_not_resumed_with_another_config(tmp_path):
+    make_trainer(tmp_path, num_iterations=2).train()
+    with pytest.raises(ValueError, match="num_epochs"):
+        make_trainer(tmp_path, num_iterations=2, num_epochs=2).train()
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    make_trainer(tmp_path).train()
+    log, policy = csv_files(tmp_path), (tmp_path / "policy.safetensors").read_bytes()
+    assert make_trainer(tmp_path).train() == {}
+    assert csv_files(tmp_path) == log
+    assert (tmp_path / "policy.safetensors").read_bytes() == policy
+
+
+def test_config_mistakes_are_named(tmp_path):
+    with pytest.raises(ValueError, match="evaluate_every"):
+        TrainerConfig(num_iterations=1, keep_best_by="eval/f1")
+    with pytest.raises(ValueError, match="num_epochs"):
+        TrainerConfig(num_iterations=1, num_epochs=0)
+    with pytest.raises(ValueError, match="must divide the 4 prompts"):
+        make_trainer(tmp_path, num_minibatches=3).run_iteration()
+
+
+def test_minibatches_hold_whole_groups_and_every_rollout_once():
+    generator = torch.Generator().manual_seed(0)
+    batches = list(shuffled_minibatches(6, 4, 3, generator))
+    assert [len(rows) for rows in batches] == [8, 8, 8]
+    for rows in batches:
+        assert (torch.bincount(rows // 4, minlength=6) % 4 == 0).all()
+    assert sorted(torch.cat(batches).tolist()) == list(range(24))
+
+
+def test_selected_rollouts_keep_constants_as_views(tmp_path):
+    trainer = make_trainer(tmp_path)
+    rollouts = trainer.env.rollout(3, trainer.policy).detach()  # [16, 3]
+    prompt = rollouts["game_action"][:, :1].clone()
+    rollouts["game_action"] = prompt.expand(-1, 3, -1, -1)
+    rows = torch.tensor([5, 0, 7])
+    chosen = select_rollouts(rollouts, rows)
+    assert chosen["game_action"].stride(1) == 0
+    assert (chosen == rollouts[rows]).all()
+
+
+def test_cosine_with_warmup_by_hand():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = cosine_with_warmup(optimizer, 6, warmup_iterations=2, final_fraction=0.5)
+    rates = []
+    for _ in range(7):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    # Warm-up 1/2, 2/2 of the peak; then 1/2 + 1/2 (1 + cos(pi i / 4)) / 2 for i = 0..4, times 2.
+    half = 0.5**0.5
+    expected = [1.0, 2.0, 2.0, 1.5 + half / 2, 1.5, 1.5 - half / 2, 1.0]
+    assert rates == pytest.approx(expected)
+    with pytest.raises(ValueError, match="warmup_iterations=6"):
+        cosine_with_warmup(optimizer, 6, warmup_iterations=6)
+
+
+def test_a_checkpoint_tree_comes_back_exactly(tmp_path):
+    shared = torch.randn(3, 2)
+    tree = {
+        "state": {0: {"step": torch.tensor(3.0)}, 1: {"step": torch.tensor(4.0)}},
+        "views": [shared, shared.T, shared[:, 1]],
+        "numbers": [0.1, 1 / 3, None, True, "text", float("-inf")],
+    }
+    write_tree(tmp_path, tree)
+    back = read_tree(tmp_path)
+    assert list(back["state"]) == [0, 1] and back["numbers"] == tree["numbers"]
+    for ours, theirs in zip(back["views"], tree["views"], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_only_complete_checkpoints_count_and_the_newest_two_stay(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for iteration in (2, 4, 6):
+        folder.save(iteration, {"iteration": iteration})
+    (tmp_path / ".unfinished_iteration_00000008").mkdir()
+    assert [path.name for path in folder.complete()] == ["iteration_00000004", "iteration_00000006"]
+    assert read_tree(folder.newest()) == {"iteration": 6}
+    folder.save(8, {"iteration": 8})
+    assert not list(tmp_path.glob(".unfinished_*"))
+
+
+NUM_KILLABLE_ITERATIONS = 30
+
+
+def train_slowly(run_dir: Path, seconds_per_iteration: float) -> None:
+    """One run, slowed down so that a kill finds it at work."""
+    torch.set_num_threads(1)
+    trainer = make_trainer(
+        run_dir, num_iterations=NUM_KILLABLE_ITERATIONS, checkpoint_every=4, evaluate_every=3
+    )
+    evaluate = trainer.evaluate
+
+    def slow(policy):
+        time.sleep(seconds_per_iteration)
+        return evaluate(policy)
+
+    trainer.evaluate = slow
+    trainer.train()
+
+
+def start_run(run_dir: Path) -> subprocess.Popen:
+    """Start a run in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, __file__, str(run_dir)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def rows_logged(run_dir: Path) -> int:
+    """How many iterations the log has."""
+    path = run_dir / "metrics/scalars/reward/mean.csv"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def kill_after(run: subprocess.Popen, run_dir: Path, num_rows: int, delay: float) -> None:
+    """SIGKILL when the log has so many rows, plus a moment."""
+    deadline = time.monotonic() + 120
+    while rows_logged(run_dir) < num_rows:
+        assert run.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("num_kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_bitwise_equal_to_an_undisturbed_one(tmp_path, num_kills):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    dice = random.Random(num_kills)
+    moments = sorted(dice.sample(range(1, NUM_KILLABLE_ITERATIONS - 3), num_kills))
+    reference = start_run(undisturbed)
+    for moment in moments:
+        kill_after(start_run(killed), killed, moment, delay=dice.uniform(0.0, 0.03))
+        assert not (killed / "policy.safetensors").exists()
+    assert start_run(killed).wait() == 0
+    assert reference.wait() == 0
+
+    expected = (undisturbed / "policy.safetensors").read_bytes()
+    assert (killed / "policy.safetensors").read_bytes() == expected
+    assert csv_files(killed) == csv_files(undisturbed)
+    assert rows_logged(killed) == NUM_KILLABLE_ITERATIONS
+
+
+if __name__ == "__main__":
+    train_slowly(Path(sys.argv[1]), seconds_per_iteration=0.02)

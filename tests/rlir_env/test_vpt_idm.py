@@ -1,0 +1,246 @@
+"""VPT's IDM: parity with the reference, projection to slots, alignment, and that it learns."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, VPT_CAMERA
+from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
+from rlir_env.inverse_dynamics.resize import resize_like_opencv
+from rlir_env.inverse_dynamics.slot_projection import SlotProjection
+
+SMALL = VPTConfig(
+    input_size=(12, 20),
+    conv3d_channels=8,
+    impala_channels=(8, 16),
+    impala_outsize=32,
+    hidsize=32,
+    num_heads=2,
+    temperature=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def small_idm() -> VPTInverseDynamics:
+    torch.manual_seed(0)
+    idm = VPTInverseDynamics(SMALL)
+    for head in idm.pi_head.values():  # decided readings, so that equalities below mean something
+        torch.nn.init.normal_(head.linear_layer.weight, std=0.5)
+    return idm
+
+
+@pytest.fixture(scope="module")
+def fixture(fixtures_dir):
+    return torch.load(fixtures_dir / "vpt_idm.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def fixture_idm(fixture) -> VPTInverseDynamics:
+    config = fixture["config"]
+    idm = VPTInverseDynamics(VPTConfig.from_published(config["net"], config["pi_head_opts"]))
+    idm.load_state_dict(fixture["state_dict"], strict=True)
+    return idm
+
+
+def test_parity_with_the_reference(fixture, fixture_idm):
+    frames = fixture["inputs"]["frames_uint8"].permute(0, 3, 1, 2)  # [5, 3, 224, 384]
+    resized = resize_like_opencv(frames, (128, 128)).permute(0, 2, 3, 1)
+    assert torch.equal(resized, fixture["outputs"]["resized_uint8"])
+    with torch.no_grad():
+        buttons, camera = fixture_idm(frames.unsqueeze(0))
+    expected = fixture["outputs"]["log_probs"]
+    torch.testing.assert_close(buttons, expected["buttons"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(camera, expected["camera"], atol=1e-4, rtol=0)
+    pred = fixture["outputs"]["pred"]
+    for index, name in enumerate(VPT_BUTTONS):
+        assert torch.equal(buttons[..., index, :].argmax(-1), pred[name]), name
+    degrees = torch.from_numpy(VPT_CAMERA.decode(camera.argmax(-1).numpy()))
+    torch.testing.assert_close(degrees, pred["camera"])
+
+
+def test_slots_of_the_reference(fixture, fixture_idm):
+    pred = fixture["outputs"]["pred"]
+    frames = fixture["inputs"]["frames_uint8"].permute(0, 3, 1, 2)
+    slots = fixture_idm.infer_game_actions(frames, align="mineworld")
+    forward, back = pred["forward"][0], pred["back"][0]
+    expected = torch.where(forward == back, 0, forward + 2 * back)
+    assert torch.equal(slots[:, MINECRAFT.index("forward_back")], expected)
+    assert torch.equal(slots[:, MINECRAFT.index("attack")], pred["attack"][0])
+    bins = torch.from_numpy(VPT_CAMERA.encode(pred["camera"][0].numpy()))
+    assert torch.equal(slots[:, [MINECRAFT.index("pitch"), MINECRAFT.index("yaw")]], bins.long())
+
+
+def test_published_shapes(fixtures_dir):
+    path = fixtures_dir.parent / "reference" / "checkpoint_shapes.json"
+    if not path.is_file():
+        pytest.skip(f"no published shapes at {path}")
+    with torch.device("meta"):
+        idm = VPTInverseDynamics(VPTConfig())
+    shapes = {key: list(tensor.shape) for key, tensor in idm.state_dict().items()}
+    assert shapes == json.loads(path.read_text())["idm_4x"]
+
+
+def test_other_topologies_are_refused(fixture):
+    net = {**fixture["config"]["net"], "attention_memory_size": 256}
+    with pytest.raises(ValueError, match="attention_memory_size"):
+        VPTConfig.from_published(net, fixture["config"]["pi_head_opts"])
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [((224, 384), (128, 128)), ((48, 64), (128, 128)), ((96, 128), (48, 64)), ((17, 31), (60, 9))],
+)
+def test_resize_equals_opencv(source, target):
+    cv2 = pytest.importorskip("cv2", reason="the implementation to reproduce")
+    image = torch.randint(0, 256, (3, *source), dtype=torch.uint8)
+    hwc = image.permute(1, 2, 0).contiguous().numpy()
+    expected = cv2.resize(hwc, target[::-1], interpolation=cv2.INTER_LINEAR)
+    resized = resize_like_opencv(image, target).permute(1, 2, 0)
+    assert torch.equal(resized, torch.from_numpy(expected))
+
+
+def _button_log_probs(**pressed: float) -> torch.Tensor:
+    """``[20, 2]``: the given buttons are pressed with these probabilities, all others with .1."""
+    p = torch.tensor([pressed.get(name, 0.1) for name in VPT_BUTTONS])
+    return torch.stack([1 - p, p], dim=-1).log()
+
+
+def test_projection_to_slots_by_hand():
+    camera = torch.full((2, 11), 1 / 11).log()
+    buttons = _button_log_probs(forward=0.6, back=0.45, attack=0.7)
+    probs = SlotProjection(MINECRAFT).log_probs(buttons, camera).exp()
+    # forward only .6 * .55 = .33; back only .4 * .45 = .18; none or both .4 * .55 + .6 * .45 = .49
+    slot = probs[MINECRAFT.index("forward_back")]
+    assert slot.tolist() == pytest.approx([0.49, 0.33, 0.18] + [0] * 8, abs=1e-6)
+    # left and right at .1 each: .1 * .9 = .09 each, the rest .82
+    slot = probs[MINECRAFT.index("left_right")]
+    assert slot.tolist() == pytest.approx([0.82, 0.09, 0.09] + [0] * 8, abs=1e-6)
+    assert probs[MINECRAFT.index("attack")].tolist() == pytest.approx([0.3, 0.7] + [0] * 9)
+    assert probs[MINECRAFT.index("yaw")].tolist() == pytest.approx([1 / 11] * 11)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(9))
+
+
+def test_decision_follows_vpt_and_differs_from_the_likeliest_slot():
+    camera = torch.zeros(2, 11).log_softmax(-1)
+    projection, index = SlotProjection(MINECRAFT), MINECRAFT.index("forward_back")
+
+    def decide(**pressed):
+        return projection.decide(_button_log_probs(**pressed), camera)[index].item()
+
+    # Each button by itself: forward (.6) is pressed and back (.45) is not, hence class 1, although
+    # "none or both" (.49) is the likeliest class of the slot (previous test).
+    assert decide(forward=0.6, back=0.45) == 1
+    buttons = _button_log_probs(forward=0.6, back=0.45)
+    assert projection.log_probs(buttons, camera)[index].argmax() == 0
+    assert decide(back=0.9) == 2
+    assert decide(forward=0.9, back=0.9) == 0
+    assert decide() == 0
+
+
+def test_contract_of_the_readings(small_idm):
+    frames = torch.rand(2, 3, 6, 3, 12, 20)
+    log_probs = small_idm.log_probs(frames)
+    assert log_probs.shape == (2, 3, 5, 9, 11) and log_probs.dtype == torch.float32
+    assert not log_probs.requires_grad
+    counts = torch.tensor(MINECRAFT.num_classes)
+    assert torch.equal(log_probs.isfinite().sum(-1), counts.expand(2, 3, 5, 9))
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 3, 5, 9))
+    inferred = small_idm.infer_game_actions(frames)
+    assert (
+        inferred.dtype == torch.int64 and (inferred < counts).all() and len(inferred.unique()) > 3
+    )
+    # One clip alone, without batch dimension, reads the same.
+    torch.testing.assert_close(small_idm.log_probs(frames[1, 2]), log_probs[1, 2])
+    with pytest.raises(ValueError, match="align"):
+        small_idm.log_probs(frames, align="offline")
+    with pytest.raises(ValueError, match="at least 2 frames"):
+        small_idm.log_probs(frames[:, :, :1])
+
+
+def test_alignments(small_idm):
+    frames = torch.rand(2, 6, 3, 12, 20)
+    mineworld = small_idm.log_probs(frames[:, 1:], align="mineworld")
+    assert mineworld.shape == (2, 5, 9, 11)
+    # On the same frames the two differ only in the last reading, which has no next frame.
+    transition = small_idm.log_probs(frames[:, 1:], align="transition")
+    assert torch.equal(mineworld[:, :-1], transition)
+
+
+def test_large_batches_are_read_in_chunks(small_idm):
+    frames = torch.randint(0, 256, (70, 8, 3, 12, 20), dtype=torch.uint8)  # 560 frames > 512
+    inferred = small_idm.infer_game_actions(frames)
+    assert inferred.shape == (70, 7, 9)
+    assert torch.equal(inferred[-1], small_idm.infer_game_actions(frames[-1]))
+
+
+def test_inputs_of_other_types_and_sizes(small_idm):
+    frames = torch.randint(0, 256, (1, 4, 3, 24, 36), dtype=torch.uint8)
+    log_probs = small_idm.log_probs(frames)
+    assert torch.equal(small_idm.log_probs(frames.float() / 255), log_probs)
+    resized = resize_like_opencv(frames, (12, 20))
+    torch.testing.assert_close(small_idm.log_probs(resized.float() / 255), log_probs)
+    # At the right size nothing is quantised: a step below one grey level is seen.
+    nudged = (resized.float() / 255 + 1e-3).clamp(0, 1)
+    assert not torch.equal(small_idm.log_probs(nudged), small_idm.log_probs(resized))
+
+
+def test_slot_nll(small_idm):
+    frames = torch.rand(2, 5, 3, 12, 20)
+    game_action = torch.stack([torch.randint(0, n, (2, 4)) for n in MINECRAFT.num_classes], dim=-1)
+    nll = small_idm.slot_nll(frames, game_action)
+    assert nll.shape == (2, 4, 9)
+    expected = -small_idm.log_probs(frames)[1, 2, 3, game_action[1, 2, 3]]
+    assert nll[1, 2, 3].item() == pytest.approx(expected.item(), abs=1e-5)
+    nll.mean().backward()
+    without_gradient = {n for n, p in small_idm.named_parameters() if p.grad is None}
+    used_by_none = ("lastlayer", "r_layer", "b_nd")  # stored in published files, never evaluated
+    assert all(any(part in name for part in used_by_none) for name in without_gradient)
+    assert all(p.grad.isfinite().all() for p in small_idm.parameters() if p.grad is not None)
+
+
+def test_a_fresh_model_expects_nothing_pressed():
+    idm = VPTInverseDynamics(SMALL)
+    probs = idm.log_probs(torch.rand(1, 2, 3, 12, 20)).exp()
+    # sigmoid(-1) = .269, up to the small random weights of the head
+    pressed = 1 / (1 + math.e)
+    assert probs[..., MINECRAFT.index("jump"), 1].item() == pytest.approx(pressed, abs=0.02)
+
+
+def test_runs_under_bfloat16_autocast(small_idm):
+    frames = torch.rand(2, 5, 3, 12, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs = small_idm.log_probs(frames)
+    assert log_probs.dtype == torch.float32
+    exact = small_idm.log_probs(frames)
+    assert (log_probs.exp() - exact.exp()).abs().max() < 0.05
+
+
+def test_learns_to_read_motion():
+    """A bright column moves left or right between frames; only two frames together show it."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    yaw = MINECRAFT.index("yaw")
+
+    def clips(num_clips):
+        steps = torch.randint(0, 2, (num_clips, 5), generator=generator) * 2 - 1
+        start = torch.randint(0, 20, (num_clips, 1), generator=generator)
+        columns = (start + torch.cat([torch.zeros_like(start), 2 * steps], 1).cumsum(1)) % 20
+        frames = torch.nn.functional.one_hot(columns, 20).float()  # [N, 6, 20]
+        game_action = torch.tensor(MINECRAFT.none_classes).repeat(num_clips, 5, 1)
+        game_action[..., yaw] = 5 + steps
+        return frames[:, :, None, None].expand(-1, -1, 3, 12, -1), game_action
+
+    idm = VPTInverseDynamics(SMALL)
+    parameters = [p for p in idm.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=2e-3)
+    for _ in range(60):
+        frames, game_action = clips(16)
+        idm.slot_nll(frames, game_action).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    frames, game_action = clips(64)
+    accuracy = (idm.infer_game_actions(frames) == game_action).float().mean((0, 1))
+    assert accuracy[yaw] > 0.9  # chance is .5
+    assert accuracy.min() > 0.9  # nothing else was ever pressed
