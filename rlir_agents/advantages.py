@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from tensordict import TensorDictBase
 
 
-def group_relative(
-    reward: torch.Tensor, *, normalize_std: bool = True, epsilon: float = 1e-6
-) -> torch.Tensor:
+def group_relative(reward: torch.Tensor, *, normalize_std: bool = True, epsilon: float = 1e-6) -> torch.Tensor:
     """Compare every generation with its siblings (Eq. 1): ``(R_i - mean(R)) / std(R)``.
 
     The standard deviation is the sample estimate (divisor G - 1), as in the public GRPO code; Eq. 1
-    leaves the divisor open, and the choice only scales the learning rate by sqrt(G / (G - 1)), 2 %
-    at G = 24. Nothing is added to the
-    denominator: a group whose spread does not exceed `epsilon` has nothing to compare and gets
-        exactly zero.
+    leaves the divisor open, and the choice only scales the advantages by sqrt((G - 1) / G), 2 % at
+    G = 24. Nothing is added to the denominator: a group whose spread does not exceed `epsilon` has
+    nothing to compare and gets exactly zero.
 
     Args:
         reward: one number per generation, [P, G, ...]; trailing dimensions are compared separately.
@@ -130,9 +127,7 @@ class SequenceCredit:
     def __call__(self, rollout: TensorDictBase) -> TensorDictBase:
         """Read ``("next", "reward")`` [P, G, T, 1], write ``advantage`` [P, G, T, 1]."""
         reward = rollout["next", "reward"]
-        advantage = group_relative(
-            reward.sum(dim=2), normalize_std=self.normalize_std, epsilon=self.epsilon
-        )
+        advantage = group_relative(reward.sum(dim=2), normalize_std=self.normalize_std, epsilon=self.epsilon)
         return rollout.set("advantage", advantage.unsqueeze(2).expand_as(reward))
 
 

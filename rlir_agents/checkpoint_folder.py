@@ -57,7 +57,8 @@ class CheckpointFolder:
         unfinished.rename(target)
         _sync(self.path)
         for old in self.complete()[: -self.num_kept]:
-            shutil.rmtree(old)
+            # Renamed first: half deleted, it must not pass for a complete one.
+            shutil.rmtree(old.rename(self.path / f".unfinished_{old.name}"))
         return target
 
     def complete(self) -> list[Path]:

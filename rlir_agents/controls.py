@@ -30,9 +30,7 @@ class ShuffledGameActions(PromptSource):
     others: the control arm of training.
     """
 
-    def __init__(
-        self, prompts: PromptSource, seed: int = 0, entries: tuple[str, ...] = ENTRIES
-    ) -> None:
+    def __init__(self, prompts: PromptSource, seed: int = 0, entries: tuple[str, ...] = ENTRIES) -> None:
         """Wrap prompts.
 
         Args:

@@ -106,9 +106,7 @@ class Evaluation:
         value = self.scores(reader, slots)["f1"]
         if math.isnan(value):
             names = ", ".join(slots or self.button_slots)
-            raise ValueError(
-                f"in none of {names} do two classes occur in the labels: use more clips"
-            )
+            raise ValueError(f"in none of {names} do two classes occur in the labels: use more clips")
         return value
 
     def f1_draws(self, reader: str, weights: Tensor, slots: Sequence[str] | None = None) -> Tensor:
@@ -142,9 +140,7 @@ class Evaluation:
 
     def log_entries(self, reader: str, slots: Sequence[str] | None = None) -> dict[str, float]:
         """A flat dict for the logger: `action_following/...` of one reader and `video/psnr`."""
-        scores = {
-            f"action_following/{name}": value for name, value in self.scores(reader, slots).items()
-        }
+        scores = {f"action_following/{name}": value for name, value in self.scores(reader, slots).items()}
         return scores | {"video/psnr": self.psnr.double().mean().item()}
 
     def save(self, path: str | Path) -> None:
@@ -171,12 +167,6 @@ class Evaluation:
         entries = load_file(path)
         num_slots = entries["game_action"].shape[-1]
         if num_slots != spec.num_slots:
-            raise ValueError(
-                f"{path} has {num_slots} slots, the spec {spec.num_slots}: pass its own game's spec"
-            )
-        read = {
-            name.removeprefix(_READ_BY): entry
-            for name, entry in entries.items()
-            if name.startswith(_READ_BY)
-        }
+            raise ValueError(f"{path} has {num_slots} slots, the spec {spec.num_slots}: pass its own game's spec")
+        read = {name.removeprefix(_READ_BY): entry for name, entry in entries.items() if name.startswith(_READ_BY)}
         return cls(spec, entries["game_action"], read, entries["psnr"], entries["frames"])

@@ -87,13 +87,9 @@ class Evaluator:
                 target frames.
         """
         if len({idm.spec for idm in idms.values()}) != 1:
-            raise ValueError(
-                "pass at least one reader, and readers of the same game: their slots must be equal"
-            )
+            raise ValueError("pass at least one reader, and readers of the same game: their slots must be equal")
         if prompts.get(torch.zeros(1, dtype=torch.long)).target_frames is None:
-            raise ValueError(
-                "evaluation compares with the real continuation: use prompts with target frames"
-            )
+            raise ValueError("evaluation compares with the real continuation: use prompts with target frames")
         self.prompts, self.idms, self.seed = prompts, dict(idms), seed
         self.num_videos, self.batch_size = num_videos, batch_size
         self.autocast_dtype = autocast_dtype
@@ -116,9 +112,7 @@ class Evaluator:
         ignores its actions.
         """
         if prompts.num_prompts != self.prompts.num_prompts:
-            raise ValueError(
-                f"{prompts.num_prompts} other prompts for {self.prompts.num_prompts}: pass as many"
-            )
+            raise ValueError(f"{prompts.num_prompts} other prompts for {self.prompts.num_prompts}: pass as many")
         return self._evaluate_in(self._make_env(prompts), policy)
 
     def ceiling(self) -> Evaluation:
@@ -146,9 +140,7 @@ class Evaluator:
         return self._evaluate(copy, self.batch_size)
 
     def _evaluate_in(self, env: VideoGenerationEnv, policy: Policy, sibling: int = 0) -> Evaluation:
-        return self._evaluate(
-            generator(env, policy, self._collect_fn, self.seed, sibling), env.batch_size[0]
-        )
+        return self._evaluate(generator(env, policy, self._collect_fn, self.seed, sibling), env.batch_size[0])
 
     @torch.no_grad()
     def _evaluate(self, make_videos: MakeVideos, batch_size: int) -> Evaluation:
@@ -167,9 +159,7 @@ class Evaluator:
         return Evaluation(
             spec=next(iter(self.idms.values())).spec,
             game_action=prompt.game_action,
-            inferred_game_action={
-                name: self._infer(idm, frames) for name, idm in self.idms.items()
-            },
+            inferred_game_action={name: self._infer(idm, frames) for name, idm in self.idms.items()},
             psnr=psnr(*map(as_unit_floats, (generated, target))).mean(-1),
             frames=as_uint8(frames.cpu()[is_kept]),
         )
@@ -177,9 +167,7 @@ class Evaluator:
     def _infer(self, idm: InverseDynamicsModel, frames: Tensor) -> Tensor:
         """One reading per transition (Eq. 3), long [n, F-1, S] on the CPU."""
         device = self._env.device.type
-        with torch.autocast(
-            device, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
-        ):
+        with torch.autocast(device, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             return idm.infer_game_actions(frames.to(self._env.device), align="transition").cpu()
 
 

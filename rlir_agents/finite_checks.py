@@ -24,11 +24,7 @@ def require_finite_losses(losses: TensorDictBase, batch: TensorDictBase, policy:
     Raises:
         NonFiniteError: naming the loss terms, the rollout's entries and the parameters.
     """
-    terms = [
-        key
-        for key, value in losses.items()
-        if key.startswith("loss_") and not value.isfinite().all()
-    ]
+    terms = [key for key, value in losses.items() if key.startswith("loss_") and not value.isfinite().all()]
     if terms:
         raise NonFiniteError(
             f"{', '.join(terms)} is not finite. In its input: "
@@ -50,9 +46,7 @@ def require_finite_gradient(norm: torch.Tensor, *modules: nn.Module) -> None:
             for name, parameter in module.named_parameters()
             if parameter.grad is not None
         ]
-        raise NonFiniteError(
-            f"the gradient is not finite. Parameters: {_listed(_non_finite(gradients))}"
-        )
+        raise NonFiniteError(f"the gradient is not finite. Parameters: {_listed(_non_finite(gradients))}")
 
 
 def require_finite_parameters(module: nn.Module) -> None:

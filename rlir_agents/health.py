@@ -3,27 +3,29 @@
 Every logged name is explained here once, with its estimator. What is *not* here: metrics of the
 videos (``rlir_env/metrics``), which come from the evaluation.
 
-From the rollout (`rollout_health`): ``reward/mean``, ``reward/group_spread``: mean reward; mean
-    over groups of its sample deviation. ``reward/<entry>/<name>``: mean of a breakdown entry per
-    name, such as the match of each slot. ``train/groups_without_spread``: share of (group, step)
-    pairs whose advantage is zero for all siblings: they teach nothing. With sequence credit this is
-    the share of groups. ``train/log_prob_mismatch``: mean absolute difference of the log-prob at
-    collection (step mode) and as recomputed for training (sequence mode); rounding only, or
-    something is wrong with the cache.
+From the rollout (`rollout_health`):
+    * ``reward/mean``, and ``reward/group_spread``: the mean over groups of its sample deviation.
+    * ``reward/<entry>/<name>``: mean of a breakdown entry by name, such as the match of each slot.
+    * ``train/groups_without_spread``: share of (group, step) pairs whose advantage is zero for all
+      siblings: they teach nothing. With sequence credit this is the share of groups.
+    * ``train/log_prob_mismatch``: mean absolute difference of the log-prob at collection (step mode)
+      and as recomputed (sequence mode): rounding only, or something is wrong with the cache.
 
-From the update (`UpdateHealth`), means over all micro-batches of all epochs, weighed by actions:
-    ``train/ratio_at_first_update``: probability ratio before the first optimiser step, the farther
-    from one of its mean and its maximum (both are one only if all ratios are). Must be 1.
-    ``train/clip_fraction``: share of ratios outside the clip range. ``train/kl_to_ref``: KL(policy
-    || reference), k3 estimate, in nats per action. ``train/kl_to_behaviour``: mean of ``log p_old -
-    log p`` (k1 estimate of KL(old || policy)), in nats per action. ``train/entropy``: mean entropy
-    of the policy's distribution, in nats per action. ``train/grad_norm``: norm of the gradient
-    before clipping, mean over optimiser steps. ``train/loss_*``: the terms of the loss;
-    ``train/max_ratio``, ``train/mean_ratio``, as TorchRL reports them.
+From the update (`UpdateHealth`), means over all micro-batches of all epochs, weighed by the actions
+that the loss saw (not those of rollouts that were dropped):
+    * ``train/ratio_at_first_update``: probability ratio before the first optimiser step, the farther
+      from one of its mean and its maximum (both are one only if all ratios are). Must be 1.
+    * ``train/clip_fraction``: share of ratios outside the clip range.
+    * ``train/kl_to_ref``: KL(policy || reference), k3 estimate, in nats per action.
+    * ``train/kl_to_behaviour``: mean of ``log p_old - log p``, the k1 estimate of KL(old || policy),
+      in nats per action.
+    * ``train/entropy``: mean entropy of the policy's distribution, in nats per action.
+    * ``train/grad_norm``: norm of the gradient before clipping, mean over optimiser steps.
+    * ``train/loss_*``: the terms of the loss. ``train/max_ratio``, ``train/mean_ratio``: TorchRL's.
 
-``train/learning_rate`` is the iteration's own. Time:
-``seconds/{rollout,reward,score,update,evaluate}``, wall seconds that do not overlap; the reward
-includes decoding the video, the score is log-probs and advantage.
+``train/learning_rate`` is the iteration's own. ``seconds/{rollout,reward,score,update,evaluate}``
+are wall seconds that do not overlap; the reward includes decoding the videos, the score is
+log-probs and advantage.
 """
 
 from __future__ import annotations
@@ -51,9 +53,7 @@ _ON_CONSOLE = {
 }
 
 
-def rollout_health(
-    rollout: TensorDictBase, breakdown_names: Mapping[str, Sequence[str]]
-) -> dict[str, float]:
+def rollout_health(rollout: TensorDictBase, breakdown_names: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Figures of one collected batch; see the module docstring.
 
     Args:
@@ -93,11 +93,7 @@ class UpdateHealth:
 
     def add_losses(self, losses: TensorDictBase, weight: float) -> None:
         """Add what the loss returned for one micro-batch of `weight` actions."""
-        values = {
-            key: float(value.detach().float().mean())
-            for key, value in losses.items()
-            if key not in _LEFT_OUT
-        }
+        values = {key: float(value.detach().float().mean()) for key, value in losses.items() if key not in _LEFT_OUT}
         if self._num_steps == 0 and "max_ratio" in values:
             self._first_ratios.append((values["mean_ratio"], values["max_ratio"]))
         for key, value in values.items():
@@ -123,6 +119,4 @@ class UpdateHealth:
 
 def console_line(figures: Mapping[str, float]) -> str:
     """The few figures one watches, in one line."""
-    return ", ".join(
-        f"{label} {figures[key]:.3g}" for key, label in _ON_CONSOLE.items() if key in figures
-    )
+    return ", ".join(f"{label} {figures[key]:.3g}" for key, label in _ON_CONSOLE.items() if key in figures)

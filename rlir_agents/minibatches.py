@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
 
 
 def shuffled_minibatches(
@@ -76,12 +77,12 @@ def worth_training_on(rollouts: TensorDictBase, rows: torch.Tensor) -> torch.Ten
     Returns:
         The rows that remain, in order.
     """
-    is_zero = (rollouts["advantage"][rows.to(rollouts["advantage"].device)] == 0).flatten(1).all(1)
+    is_zero = (rollouts["advantage"][rows] == 0).flatten(1).all(1)
     kept = rows[~is_zero.cpu()]
     return kept if len(kept) else rows[:1]
 
 
-def num_counted(rollouts: TensorDictBase, rows: torch.Tensor, mask_key: object) -> float:
+def num_counted(rollouts: TensorDictBase, rows: torch.Tensor, mask_key: NestedKey | None) -> float:
     """How many actions of these rollouts the loss averages over: its mask's, or all (one each).
 
     Micro-batch losses are means over what they hold; weighed by this count they add up to the

@@ -69,9 +69,7 @@ class PolicyUpdate:
         health = UpdateHealth()
         order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + iteration)
         for _ in range(self.config.num_epochs):
-            for rows in shuffled_minibatches(
-                num_prompts, group_size, self.config.num_minibatches, order
-            ):
+            for rows in shuffled_minibatches(num_prompts, group_size, self.config.num_minibatches, order):
                 self._step(rollouts, rows, health)
         require_finite_parameters(self.loss)
         return health
@@ -85,9 +83,7 @@ class PolicyUpdate:
         self.optimizer.step()
         health.add_step(float(norm))
 
-    def _accumulate_gradient(
-        self, rollouts: TensorDictBase, rows: torch.Tensor, health: UpdateHealth
-    ) -> None:
+    def _accumulate_gradient(self, rollouts: TensorDictBase, rows: torch.Tensor, health: UpdateHealth) -> None:
         """Gradient of the mean loss over `rows`, one micro-batch after the other."""
         mask_key = self.loss.loss_mask_key
         total = num_counted(rollouts, rows, mask_key)

@@ -20,9 +20,7 @@ from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree, write_ato
 class RunFolder:
     """Log, checkpoints and policies of one run."""
 
-    def __init__(
-        self, path: Path | str, *, num_checkpoints: int = 2, logger: Logger | None = None
-    ) -> None:
+    def __init__(self, path: Path | str, *, num_checkpoints: int = 2, logger: Logger | None = None) -> None:
         """Name the folder.
 
         Args:

@@ -38,9 +38,7 @@ class Stopwatch:
         if part_of is not None:
             self._seconds[part_of] -= seconds
 
-    def timed(
-        self, function: Callable[..., Result], name: str, part_of: str | None = None
-    ) -> Callable[..., Result]:
+    def timed(self, function: Callable[..., Result], name: str, part_of: str | None = None) -> Callable[..., Result]:
         """The same function, its time added under a name."""
 
         def run(*args: object, **kwargs: object) -> Result:

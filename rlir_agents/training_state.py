@@ -33,9 +33,7 @@ def modules_state(policy: nn.Module, loss: nn.Module) -> dict[str, dict[str, tor
     return {"policy": policy.state_dict(), "loss": of_loss}
 
 
-def load_modules_state(
-    policy: nn.Module, loss: nn.Module, state: dict[str, dict[str, torch.Tensor]]
-) -> None:
+def load_modules_state(policy: nn.Module, loss: nn.Module, state: dict[str, dict[str, torch.Tensor]]) -> None:
     """Load what `modules_state` gave, strictly: every key accounted for.
 
     Raises:

@@ -32,16 +32,10 @@ class NoReward(RewardFn):
 
     def frame_rewards(self, generation: TensorDictBase) -> dict[str, Tensor]:
         """Zeros, float [B, F-1]."""
-        return {
-            "frame_reward": torch.zeros(
-                generation["game_action"].shape[:2], device=generation.device
-            )
-        }
+        return {"frame_reward": torch.zeros(generation["game_action"].shape[:2], device=generation.device)}
 
 
-def generator(
-    env: VideoGenerationEnv, policy: Policy, collect_fn: Collect, seed: int, sibling: int = 0
-) -> MakeVideos:
+def generator(env: VideoGenerationEnv, policy: Policy, collect_fn: Collect, seed: int, sibling: int = 0) -> MakeVideos:
     """A function that makes the policy's videos, from seeds that depend on the prompt alone.
 
     Args:
@@ -72,8 +66,4 @@ def real_frames(prompt: GenerationPrompt) -> Tensor:
 
 def as_uint8(frames: Tensor) -> Tensor:
     """Frames in [0, 1] as uint8; uint8 as they are."""
-    return (
-        frames
-        if frames.dtype == torch.uint8
-        else (frames.clamp(0, 1) * 255).round().to(torch.uint8)
-    )
+    return frames if frames.dtype == torch.uint8 else (frames.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -14,7 +14,7 @@ from tensordict.utils import NestedKey
 from torch.distributions import Distribution
 from torchrl.objectives import ClipPPOLoss
 
-from rlir_agents.losses.kl_to_reference import k3
+from rlir_agents.losses.kl_to_reference import k3, stored_ref_log_prob
 
 
 class GRPOLoss(ClipPPOLoss):
@@ -66,7 +66,7 @@ class GRPOLoss(ClipPPOLoss):
         try:
             losses = super().forward(tensordict)
             if self.kl_coeff:
-                divergence = k3(self._log_prob, tensordict["ref_log_prob"])
+                divergence = k3(self._log_prob, stored_ref_log_prob(tensordict))
                 kl = self._reduce_loss(divergence, tensordict)
                 losses["loss_kl_to_ref"] = self.kl_coeff * kl
                 losses["kl_to_ref"] = kl.detach()

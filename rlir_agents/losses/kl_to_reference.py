@@ -37,6 +37,21 @@ def k3(log_prob: torch.Tensor, ref_log_prob: torch.Tensor) -> torch.Tensor:
     return log_ratio.expm1() - log_ratio
 
 
+def stored_ref_log_prob(tensordict: TensorDictBase, key: NestedKey = "ref_log_prob") -> torch.Tensor:
+    """Read the reference policy's log-prob of the stored actions.
+
+    Raises:
+        KeyError: if it was not written.
+    """
+    ref_log_prob = tensordict.get(key, default=None)
+    if ref_log_prob is None:
+        raise KeyError(
+            f"the KL term reads {key!r}, which the rollout does not have: pass reference_policy to the "
+            "Trainer, or set kl_coeff=0"
+        )
+    return ref_log_prob
+
+
 class KLToReference(LossModule):
     """``kl_coeff`` times the mean k3 divergence between the policy and its frozen start.
 
@@ -83,6 +98,6 @@ class KLToReference(LossModule):
         """Return ``loss_kl_to_ref`` (to be minimised) and ``kl_to_ref`` (detached, in nats)."""
         dist = self.actor_network.get_dist(tensordict)
         log_prob = dist.log_prob(tensordict[self.tensor_keys.action])
-        divergence = k3(log_prob, tensordict[self.tensor_keys.ref_log_prob])
+        divergence = k3(log_prob, stored_ref_log_prob(tensordict, self.tensor_keys.ref_log_prob))
         kl = self._reduce_loss(divergence, tensordict)
         return TensorDict({"loss_kl_to_ref": self.kl_coeff * kl, "kl_to_ref": kl.detach()})

@@ -41,10 +41,10 @@ class InverseDynamicsTask(PretrainingTask):
         every = max(1, len(starts) // num_validation_clips)
         self._held_out = validation.clips(starts[::every][:num_validation_clips], num_frames)
 
-    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per transition, summed over slots."""
         clips = self._training.sample_clips(self._clips_per_batch, self._num_frames, generator)
-        frames, game_action = clips.frames.float() / 255, clips.game_action
+        frames, game_action = self.module.prepare(clips.frames), clips.game_action
         half = self._clips_per_batch // 2  # the clips are in random order
         mirrored = mirror(frames[:half], game_action[:half], self.module.spec)
         frames = torch.cat([mirrored[0], frames[half:]])
@@ -56,4 +56,4 @@ class InverseDynamicsTask(PretrainingTask):
         """Macro F1 of every slot on maps that training has not seen, undegraded."""
         metric = ActionFollowing(self.module.spec)
         metric.update(self.module.infer_game_actions(self._held_out.frames), self._held_out.game_action)
-        return metric.compute()
+        return {name.removeprefix("action_following/"): value for name, value in metric.compute().items()}

@@ -28,8 +28,8 @@ class PretrainingTask(ABC):
     module: nn.Module
 
     @abstractmethod
-    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one batch drawn with ``generator``, and detached scalars to be logged."""
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the batch of this step, drawn with ``generator``, and detached scalars to be logged."""
 
     def after_step(self) -> None:
         """Called after every optimiser step; for what gradients do not train."""
@@ -124,7 +124,7 @@ class Pretrainer:
     def _step(self, step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
         with self._autocast():
-            loss, logged = self.task.loss(generator)
+            loss, logged = self.task.loss(step, generator)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {step} is {float(loss)}; the last checkpoint in "

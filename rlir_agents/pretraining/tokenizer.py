@@ -27,6 +27,8 @@ class TokenizerTask(PretrainingTask):
         frames_per_batch: frames of a training batch, each from a different place.
         edge_coeff: weight of the L1 between differences of neighbouring pixels.
         commitment_coeff: weight of the commitment loss (van den Oord et al. 2017 use 0.25).
+        continuous_steps: first steps without a codebook. Quantised from the start, latents that say nothing yet get
+            codes that say nothing, and the codebook collapses (to 15 of 1,024 codes when we tried).
         num_validation_frames: frames of held-out maps, evenly spread.
     """
 
@@ -38,6 +40,7 @@ class TokenizerTask(PretrainingTask):
         frames_per_batch: int = 64,
         edge_coeff: float = 1.0,
         commitment_coeff: float = 0.25,
+        continuous_steps: int = 300,
         num_validation_frames: int = 512,
     ) -> None:
         self.tokenizer = tokenizer
@@ -45,25 +48,30 @@ class TokenizerTask(PretrainingTask):
         self.module = nn.ModuleDict({"tokenizer": tokenizer, "updater": self._updater})
         self._training, self._frames_per_batch = training, frames_per_batch
         self._edge_coeff, self._commitment_coeff = edge_coeff, commitment_coeff
+        self._continuous_steps = continuous_steps
         starts = validation.clip_starts(1)
         every = max(1, len(starts) // num_validation_frames)
         self._held_out = validation.clips(starts[::every][:num_validation_frames], 1).frames[:, 0]
 
-    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean absolute errors in units of the pixel range, plus the commitment."""
         frames = self._training.sample_clips(self._frames_per_batch, 1, generator).frames[:, 0]
         half = len(frames) // 2
         frames = torch.cat([mirror_frames(frames[:half]), frames[half:]]).float() / 255
-        output = self.tokenizer(frames)
+        is_quantized = step >= self._continuous_steps
+        output = self.tokenizer(frames, quantized=is_quantized)
         pixels = F.l1_loss(output.reconstruction, frames)
         edges = _edge_error(output.reconstruction, frames)
-        loss = pixels + self._edge_coeff * edges + self._commitment_coeff * output.commitment_loss
-        self._last = (output.latents, output.codes, generator)
+        loss = pixels + self._edge_coeff * edges
+        if is_quantized:
+            loss = loss + self._commitment_coeff * output.commitment_loss
+        self._to_update = (output.latents, output.codes, generator) if is_quantized else None
         return loss, {"pixels": pixels.detach(), "commitment": output.commitment_loss.detach()}
 
     def after_step(self) -> None:
         """Move the codebook towards the latents of the batch."""
-        self._updater.update(*self._last)
+        if self._to_update is not None:
+            self._updater.update(*self._to_update)
 
     def validate(self) -> dict[str, float]:
         """PSNR (dB) of held-out frames, and how many codes are effectively in use."""

@@ -80,7 +80,7 @@ class WorldModelTask(PretrainingTask):
         every = max(1, len(validation.starts) // num_validation_clips)
         self._held_out = validation.sequences(validation.starts[::every][:num_validation_clips])
 
-    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per token."""
         starts = self._training.starts
         chosen = torch.randint(len(starts), (self._clips_per_batch,), generator=generator)

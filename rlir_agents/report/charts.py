@@ -67,12 +67,7 @@ def dot_chart(rows: Mapping[str, Sequence[tuple[str, str, float, Sequence[float]
             whisker).
     """
     width, row_height, left = 860, 62, 84
-    values = [
-        number
-        for dots in rows.values()
-        for _, _, value, bounds in dots
-        for number in (value, *(bounds or ()))
-    ]
+    values = [number for dots in rows.values() for _, _, value, bounds in dots for number in (value, *(bounds or ()))]
     scale = _Scale(*_padded(*_span(values), share=0.12), left, width - 40)
     height = row_height * len(rows) + 34
     parts = [f'<svg class="dots" viewBox="0 0 {width} {height}" role="img">']
@@ -84,9 +79,7 @@ def dot_chart(rows: Mapping[str, Sequence[tuple[str, str, float, Sequence[float]
         )
     for index, (name, dots) in enumerate(rows.items()):
         y = row_height * index + 38
-        parts.append(
-            f'<text class="row" x="{left - 14}" y="{y + 5}" text-anchor="end">{escape(name)}</text>'
-        )
+        parts.append(f'<text class="row" x="{left - 14}" y="{y + 5}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<line class="axis" x1="{left}" x2="{width - 40}" y1="{y}" y2="{y}"/>')
         parts.extend(_dots(dots, scale, y))
     return "".join([*parts, "</svg>"])

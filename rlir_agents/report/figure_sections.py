@@ -124,9 +124,9 @@ def figures_table(summary: Summary) -> str:
     counted = escape(", ".join(summary["counted_slots"]))
     return (
         f"<h2>Figures</h2>{_table(header, rows)}"
-        f'<p class="note">F1: mean over {counted}, as far as at least two classes occur in the '
-        "labels, of macro F1. Camera: share of pitch and yaw bins read right. MineWorld's protocol "
-        "averages over all button groups, and an action that never occurs counts there as 1.</p>"
+        f'<p class="note">F1: macro F1, mean over {counted}. Camera: share of pitch and yaw bins '
+        "read right. MineWorld's protocol averages over all button groups, and an action that never "
+        "occurs counts there as 1.</p>"
     )
 
 
@@ -151,9 +151,6 @@ def slots_table(summary: Summary) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
     head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join(
-        f'<tr class="{css}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for css, cells in rows
-    )
+    body = "".join(f'<tr class="{css}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for css, cells in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="wide">{table}</div>'

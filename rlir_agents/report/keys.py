@@ -56,9 +56,7 @@ class Keyboard:
         self._font = ImageFont.load_default(12)
         self.reading_height = (self._num_rows + bool(self._ordered)) * (_CAP_HEIGHT + _GAP)
 
-    def draw_pressed(
-        self, canvas: ImageDraw.ImageDraw, pressed: np.ndarray | None, x: int, y: int, width: int
-    ) -> None:
+    def draw_pressed(self, canvas: ImageDraw.ImageDraw, pressed: np.ndarray | None, x: int, y: int, width: int) -> None:
         """One row of keys, the pressed ones white.
 
         Args:

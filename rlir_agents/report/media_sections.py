@@ -27,9 +27,7 @@ VIDEO_TITLES = {"ceiling": "real", "before": "before", "after": "after"}
 
 def video_section(summary: Summary, evaluations: Mapping[str, Evaluation], num_videos: int) -> str:
     """The first videos, real, before and after, as far as there are any."""
-    shown = {
-        title: evaluations[name] for name, title in VIDEO_TITLES.items() if name in evaluations
-    }
+    shown = {title: evaluations[name] for name, title in VIDEO_TITLES.items() if name in evaluations}
     count = min([num_videos, *(len(evaluation.frames) for evaluation in shown.values())])
     if not shown or count == 0:
         return ""
@@ -54,9 +52,7 @@ def _video(shown: Mapping[str, Evaluation], index: int, summary: Summary) -> str
         for title, evaluation in shown.items()
     ]
     cameras = [slot.name for slot in first.spec.slots if slot.is_ordered]
-    drawn = draw_comparison(
-        panels, first.game_action[index].numpy(), first.spec, [*summary["counted_slots"], *cameras]
-    )
+    drawn = draw_comparison(panels, first.game_action[index].numpy(), first.spec, [*summary["counted_slots"], *cameras])
     return embed_video(drawn, f"clip {index + 1}: {', '.join(shown)}")
 
 

@@ -58,9 +58,7 @@ def build_report(
         f"<h2>Settings</h2><pre>{escape(settings)}</pre>" if settings else "",
     ]
     template = files("rlir_agents.report").joinpath("template.html").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        title=escape(title), body="\n".join(filter(None, sections))
-    )
+    return Template(template).substitute(title=escape(title), body="\n".join(filter(None, sections)))
 
 
 def _head(summary: Summary, title: str) -> str:

@@ -39,10 +39,7 @@ def results_table(runs: Sequence[Summary]) -> str:
     header += ["coach F1 before", "after", "PSNR before", "after"]
     lines = [_markdown_row(header), _markdown_row(["---"] * 3 + ["---:"] * (len(header) - 3))]
     for (paradigm, arm), group in _groups(runs).items():
-        lines += [
-            _markdown_row([paradigm, ARMS.get(arm, arm), str(run["seed"]), *_run_cells(run)])
-            for run in group
-        ]
+        lines += [_markdown_row([paradigm, ARMS.get(arm, arm), str(run["seed"]), *_run_cells(run)]) for run in group]
         if len(group) > 1:
             cells = [f"**{cell}**" if cell else "" for cell in _mean_cells(group)]
             lines.append(_markdown_row([paradigm, ARMS.get(arm, arm), "**mean**", *cells]))
@@ -63,9 +60,7 @@ def update_readme(readme: str | Path, results: str | Path) -> None:
     text = readme.read_text(encoding="utf-8")
     start, stop = text.find(BEGIN), text.find(END)
     if start < 0 or stop < start:
-        raise ValueError(
-            f"{readme} needs the lines {BEGIN} and {END}, in this order, where the table is to go"
-        )
+        raise ValueError(f"{readme} needs the lines {BEGIN} and {END}, in this order, where the table is to go")
     table = results_table(json.loads(Path(results).read_text(encoding="utf-8")))
     readme.write_text(f"{text[: start + len(BEGIN)]}\n{table}\n{text[stop:]}", encoding="utf-8")
 
@@ -76,9 +71,7 @@ def _groups(runs: Sequence[Summary]) -> dict[tuple[str, str], list[Summary]]:
     for run in runs:
         missing = [key for key in ("paradigm", "arm") if key not in run]
         if missing:
-            raise ValueError(
-                f"a run in the results lacks {', '.join(missing)}; it has {', '.join(sorted(run))}"
-            )
+            raise ValueError(f"a run in the results lacks {', '.join(missing)}; it has {', '.join(sorted(run))}")
         groups.setdefault((run["paradigm"], run["arm"]), []).append(run)
     order = list(ARMS)
 
@@ -86,9 +79,7 @@ def _groups(runs: Sequence[Summary]) -> dict[tuple[str, str], list[Summary]]:
         paradigm, arm = key
         return paradigm, order.index(arm) if arm in order else len(order), arm
 
-    return {
-        key: sorted(groups[key], key=lambda run: run["seed"]) for key in sorted(groups, key=place)
-    }
+    return {key: sorted(groups[key], key=lambda run: run["seed"]) for key in sorted(groups, key=place)}
 
 
 def _run_cells(run: Summary) -> list[str]:

@@ -86,9 +86,7 @@ def summarize(
         name: {reader: one.f1_draws(idm, weights, slots) for reader, idm in readers.items()}
         for name, one in evaluations.items()
     }
-    figures = {
-        name: _figures(one, readers, slots, draws[name]) for name, one in evaluations.items()
-    }
+    figures = {name: _figures(one, readers, slots, draws[name]) for name, one in evaluations.items()}
     share_draws = share_of_gap(*(draws[name]["judge"] for name in ("before", "after", "ceiling")))
     psnr_draws = weights @ (after.psnr - before.psnr).double() / before.num_clips
     is_counted = before.quoted_slots(slots).tolist()
@@ -133,9 +131,7 @@ def _check_paired(evaluations: Mapping[str, Evaluation]) -> None:
     first = evaluations["before"]
     for name, evaluation in evaluations.items():
         if not torch.equal(evaluation.game_action, first.game_action):
-            raise ValueError(
-                f"{name!r} and 'before' are not of the same prompts: evaluate both on one set"
-            )
+            raise ValueError(f"{name!r} and 'before' are not of the same prompts: evaluate both on one set")
 
 
 def _figures(

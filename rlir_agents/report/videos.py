@@ -82,10 +82,7 @@ def _check(panels: Sequence[Panel], game_action: np.ndarray) -> None:
                 f"panel {panel.title!r} has {panel.frames.dtype} frames {panel.frames.shape}; "
                 f"all panels must be uint8 {shape}"
             )
-        if (
-            panel.inferred_game_action.shape != game_action.shape
-            or len(game_action) != shape[0] - 1
-        ):
+        if panel.inferred_game_action.shape != game_action.shape or len(game_action) != shape[0] - 1:
             raise ValueError(
                 f"panel {panel.title!r}: {shape[0]} frames need game actions and readings of "
                 f"{shape[0] - 1} lines, got {game_action.shape} and "
@@ -96,9 +93,7 @@ def _check(panels: Sequence[Panel], game_action: np.ndarray) -> None:
 class _Drawer:
     """The geometry of one comparison, and the drawing of each of its frames."""
 
-    def __init__(
-        self, keyboard: Keyboard, frame_size: tuple[int, int], scale: int, num_panels: int
-    ) -> None:
+    def __init__(self, keyboard: Keyboard, frame_size: tuple[int, int], scale: int, num_panels: int) -> None:
         self.keyboard = keyboard
         self.height, self.width = frame_size[0] * scale, frame_size[1] * scale
         self.panel_width = max(self.width, _LEAST_PANEL)
@@ -117,17 +112,13 @@ class _Drawer:
             self._draw_panel(image, panel, game_action, index, x)
         return np.asarray(image)
 
-    def _draw_header(
-        self, canvas: ImageDraw.ImageDraw, game_action: np.ndarray, index: int
-    ) -> None:
+    def _draw_header(self, canvas: ImageDraw.ImageDraw, game_action: np.ndarray, index: int) -> None:
         moment = f"frame {index} of {len(game_action)}" if index else "given frame"
         canvas.text((_MARGIN, 12), f"{moment}   ·   keys pressed", fill=DIM, font=self.font)
         width = self.total_width - 2 * _MARGIN
         self.keyboard.draw_pressed(canvas, _line(game_action, index), _MARGIN, 34, width)
 
-    def _draw_panel(
-        self, image: Image.Image, panel: Panel, game_action: np.ndarray, index: int, x: int
-    ) -> None:
+    def _draw_panel(self, image: Image.Image, panel: Panel, game_action: np.ndarray, index: int, x: int) -> None:
         canvas = ImageDraw.Draw(image)
         canvas.text((x, _HEADER + 8), panel.title, fill=INK, font=self.font)
         corner = (x + self.panel_width, _HEADER + 8)

@@ -89,8 +89,15 @@ class PlainLayerCache(LayerCache):
         self.values[:, :, self.length : end] = value
 
     def _read(self, query: Tensor) -> Tensor:
+        num_new = query.shape[2]
+        packed = pack_heads(query, self.keys.shape[1])
+        mask = None
+        if num_new > 1:
+            is_visible = visible(self.length, num_new, query.device)
+            mask = is_visible.repeat(packed.shape[2] // num_new, 1)
         keys, values = self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        return attend_to_past(query, keys, values)
+        attended = F.scaled_dot_product_attention(packed, keys, values, attn_mask=mask)
+        return unpack_heads(attended, num_new)
 
 
 class KVCache:
@@ -121,25 +128,20 @@ class KVCache:
             layer.copy_rows(other, rows)
 
 
-def attend_to_past(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of the last n of l positions.
+def pack_heads(query: Tensor, num_kv_heads: int) -> Tensor:
+    """Lay out the r query heads of a KV head as further queries of it, ``[B, H, n, d]`` to ``[B, KV, r n, d]``.
 
-    The r query heads of a KV head are laid out as further queries of it: nothing is repeated in memory.
-
-    Args:
-        query: ``[B, H, n, d]``.
-        keys: ``[B, KV, l, d]``.
-        values: ``[B, KV, l, d]``.
-
-    Returns:
-        ``[B, H, n, d]``.
+    So grouped-query attention repeats nothing in memory.
     """
-    num_new, num_kv_heads, length = query.shape[2], keys.shape[1], keys.shape[2]
-    packed = query.unflatten(1, (num_kv_heads, -1)).flatten(2, 3)  # [B, KV, r n, d]
-    mask = None
-    if num_new > 1:
-        positions = torch.arange(length, device=query.device)
-        is_visible = positions <= positions[-num_new:, None]  # [n, l]
-        mask = is_visible.repeat(packed.shape[2] // num_new, 1)
-    attended = F.scaled_dot_product_attention(packed, keys, values, attn_mask=mask)
+    return query.unflatten(1, (num_kv_heads, -1)).flatten(2, 3)
+
+
+def unpack_heads(attended: Tensor, num_new: int) -> Tensor:
+    """Undo :func:`pack_heads`, ``[B, KV, r n, d]`` to ``[B, H, n, d]``."""
     return attended.unflatten(2, (-1, num_new)).flatten(1, 2)
+
+
+def visible(length: int, num_new: int, device: torch.device) -> Tensor:
+    """Which of l positions the last n may see, bool ``[n, l]``: all up to themselves."""
+    positions = torch.arange(length, device=device)
+    return positions <= positions[length - num_new :, None]

@@ -33,10 +33,12 @@ class NormLayer(nn.Module):
         return cls(nn.LayerNorm(num_in), nn.Linear(num_in, num_out, bias=False), gain=math.sqrt(2))
 
     @classmethod
-    def conv(cls, num_in: int, num_out: int, gain: float = 1.0) -> NormLayer:
-        """GroupNorm with one group, 3x3 convolution, ReLU."""
+    def conv(
+        cls, num_in: int, num_out: int, gain: float = 1.0, batch_norm: bool = False
+    ) -> NormLayer:
+        """Norm of the input channels, 3x3 convolution, ReLU."""
         layer = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False)
-        return cls(nn.GroupNorm(1, num_in), layer, gain)
+        return cls(channel_norm(num_in, batch_norm), layer, gain)
 
     def forward(self, x: Tensor, pool: bool = False) -> Tensor:
         """Maps ``[..., in]`` or ``[N, in, h, w]`` to width ``out``; ``pool`` halves h and w."""
@@ -46,14 +48,19 @@ class NormLayer(nn.Module):
         return F.relu_(x)
 
 
+def channel_norm(num_channels: int, batch_norm: bool) -> nn.Module:
+    """VPT's two choices: batch norm, or group norm with one group (all published models)."""
+    return nn.BatchNorm2d(num_channels) if batch_norm else nn.GroupNorm(1, num_channels)
+
+
 class ResidualBlock(nn.Module):
     """IMPALA's residual block: two pre-norm convolutions beside the identity."""
 
-    def __init__(self, num_channels: int, gain: float):
+    def __init__(self, num_channels: int, gain: float, batch_norm: bool):
         """Builds the block; ``gain`` is that of both convolutions."""
         super().__init__()
-        self.conv0 = NormLayer.conv(num_channels, num_channels, gain)
-        self.conv1 = NormLayer.conv(num_channels, num_channels, gain)
+        self.conv0 = NormLayer.conv(num_channels, num_channels, gain, batch_norm)
+        self.conv1 = NormLayer.conv(num_channels, num_channels, gain, batch_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[N, C, h, w]`` to the same shape."""
@@ -63,14 +70,13 @@ class ResidualBlock(nn.Module):
 class DownStack(nn.Module):
     """One stage of IMPALA: convolution, 3x3 max-pool with stride 2, norm, residual blocks."""
 
-    def __init__(self, num_in: int, num_out: int, num_blocks: int):
-        """Builds the stage."""
+    def __init__(self, num_in: int, num_out: int, num_blocks: int, batch_norm: bool):
         super().__init__()
-        self.firstconv = NormLayer.conv(num_in, num_out)
-        self.n = nn.GroupNorm(1, num_out)
+        self.firstconv = NormLayer.conv(num_in, num_out, batch_norm=batch_norm)
+        self.n = channel_norm(num_out, batch_norm)
         # The branches of a stage together add about as much variance as the stage receives.
         gain = num_blocks**-0.25
-        self.blocks = nn.ModuleList([ResidualBlock(num_out, gain) for _ in range(num_blocks)])
+        self.blocks = nn.ModuleList([ResidualBlock(num_out, gain, batch_norm) for _ in range(num_blocks)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[N, in, h, w]`` to ``[N, out, ceil(h / 2), ceil(w / 2)]``."""
@@ -90,12 +96,13 @@ class ImpalaCNN(nn.Module):
         widths: tuple[int, ...],
         num_blocks: int,
         num_out: int,
+        batch_norm: bool,
     ):
         """Builds the encoder: a stage of ``num_blocks`` per entry of ``widths``."""
         super().__init__()
         height, width = input_size
         pairs = zip((num_in, *widths[:-1]), widths, strict=True)
-        self.stacks = nn.ModuleList([DownStack(a, b, num_blocks) for a, b in pairs])
+        self.stacks = nn.ModuleList([DownStack(a, b, num_blocks, batch_norm) for a, b in pairs])
         for _ in widths:
             height, width = (height + 1) // 2, (width + 1) // 2
         self.dense = NormLayer.linear(widths[-1] * height * width, num_out)

@@ -33,6 +33,18 @@ class TemporalConv(nn.Module):
         """Builds the layer; it sees ``kernel_size // 2`` frames into the past and the future."""
         super().__init__()
         self.layer = nn.Conv3d(3, num_out, (kernel_size, 1, 1))
+        self._show_frames_and_changes()
+
+    @torch.no_grad()
+    def _show_frames_and_changes(self) -> None:
+        """Start with what motion is made of: the colours of each frame, then random differences between frames."""
+        weight = self.layer.weight  # [num_out, 3, kernel_size, 1, 1]
+        weight -= weight.mean(dim=2, keepdim=True)
+        # A difference of frames is a fraction of a frame; this brings both to one scale.
+        weight *= 3
+        colours = torch.eye(weight[0].numel()).unflatten(1, weight.shape[1:])[: len(weight)]
+        weight[: len(colours)] = colours
+        self.layer.bias[: len(colours)] = 0
 
     def forward(self, frames: Tensor) -> Tensor:
         """Maps ``[B, T, 3, H, W]`` to ``[B * T, num_out, H, W]`` in channels-last memory."""
@@ -52,7 +64,6 @@ class ClipAttention(nn.Module):
     """
 
     def __init__(self, hidsize: int, num_heads: int):
-        """Builds the layer."""
         super().__init__()
         self.num_heads = num_heads
         self.q_layer = nn.Linear(hidsize, hidsize)
@@ -78,7 +89,6 @@ class AttentionResidual(nn.Module):
     """Adds attention to its input (the level ``r`` of the published key names)."""
 
     def __init__(self, hidsize: int, num_heads: int):
-        """Builds the layer."""
         super().__init__()
         self.orc_block = ClipAttention(hidsize, num_heads)
 
@@ -97,6 +107,11 @@ class TransformerBlock(nn.Module):
         self.r = AttentionResidual(hidsize, num_heads)
         self.mlp0 = NormLayer.linear(hidsize, pointwise_ratio * hidsize)
         self.mlp1 = nn.ModuleDict({"layer": nn.Linear(pointwise_ratio * hidsize, hidsize)})
+        # Both residual branches start silent. With random ones the blurred mean of all frames drowns the little that
+        # moves from one to the next, and a small model needs ten times the steps to read its first direction.
+        for layer in (self.mlp1["layer"], self.r.orc_block.proj_layer):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, T, D]`` to the same shape."""
@@ -118,11 +133,12 @@ class VPTNetwork(nn.Module):
         num_heads: int,
         num_layers: int,
         pointwise_ratio: int,
+        batch_norm: bool,
     ):
         """Builds the network; the arguments are the fields of ``VPTConfig``."""
         super().__init__()
         self.conv3d_layer = TemporalConv(conv3d_channels)
-        cnn = ImpalaCNN(input_size, conv3d_channels, impala_channels, impala_blocks, impala_outsize)
+        cnn = ImpalaCNN(input_size, conv3d_channels, impala_channels, impala_blocks, impala_outsize, batch_norm)
         self.img_process = ImageProcess(cnn, impala_outsize, hidsize)
         blocks = [TransformerBlock(hidsize, num_heads, pointwise_ratio) for _ in range(num_layers)]
         self.recurrent_layer = nn.ModuleDict({"blocks": nn.Sequential(*blocks)})

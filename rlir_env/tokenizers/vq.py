@@ -129,7 +129,6 @@ class VQTokenizer(Tokenizer):
     """
 
     def __init__(self, config: VQConfig):
-        """Builds an untrained model."""
         super().__init__()
         self.config = config
         self.num_codes = config.num_vq_embeddings
@@ -156,18 +155,20 @@ class VQTokenizer(Tokenizer):
         vectors = self.quantize.embedding(codes.unflatten(-1, self.grid_size))
         return self._frames(vectors).clamp(0, 1)
 
-    def forward(self, frames: Tensor) -> VQOutput:
+    def forward(self, frames: Tensor, quantized: bool = True) -> VQOutput:
         """Reconstructs frames, with gradients straight through the choice of codes.
 
         Args:
             frames: ``[N, 3, H, W]``, float in [0, 1] or uint8.
+            quantized: Decode the nearest codes. Without it the latents themselves are decoded: a plain autoencoder,
+                with which pre-training starts, so that the first codes find latents that already say something.
         """
         latents = self._latents(as_unit_floats(frames))
         codes = self.quantize.nearest(latents)
         vectors = self.quantize.embedding(codes)
         straight_through = latents + (vectors - latents).detach()
         return VQOutput(
-            reconstruction=self._frames(straight_through),
+            reconstruction=self._frames(straight_through if quantized else latents),
             commitment_loss=F.mse_loss(latents, vectors.detach()),
             codebook_loss=F.mse_loss(vectors, latents.detach()),
             codes=codes.flatten(1),
@@ -176,12 +177,13 @@ class VQTokenizer(Tokenizer):
 
     def _latents(self, frames: Tensor) -> Tensor:
         """Frames in [0, 1] to what is quantised, ``[N, h, w, D]`` float32."""
-        images = (2 * frames - 1).contiguous(memory_format=torch.channels_last)
-        return self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1).float()
+        return self.quant_conv(self.encoder(2 * frames - 1)).permute(0, 2, 3, 1).float()
 
     def _frames(self, vectors: Tensor) -> Tensor:
         """Code vectors ``[N, h, w, D]`` to frames ``[N, 3, H, W]`` float32, not clamped."""
-        images = self.decoder(self.post_quant_conv(vectors.permute(0, 3, 1, 2)))
+        # Contiguous: group norms of bfloat16 cost 25 times as much in channels-last memory on a CPU.
+        latents = vectors.permute(0, 3, 1, 2).contiguous()
+        images = self.decoder(self.post_quant_conv(latents))
         return (images.float() + 1) / 2
 
 

@@ -25,7 +25,6 @@ class ResnetBlock(nn.Module):
     """Twice GroupNorm, SiLU, convolution, beside the identity (1x1 if the width changes)."""
 
     def __init__(self, num_in: int, num_out: int, num_groups: int):
-        """Builds the block."""
         super().__init__()
         self.norm1 = nn.GroupNorm(num_groups, num_in, eps=_NORM_EPS)
         self.conv1 = _conv3x3(num_in, num_out)
@@ -47,7 +46,6 @@ class Downsample(nn.Module):
     """Halves the resolution: zeros at right and bottom only, then a convolution of stride 2."""
 
     def __init__(self, num_channels: int):
-        """Builds the layer."""
         super().__init__()
         self.conv = nn.Conv2d(num_channels, num_channels, 3, stride=2)
 
@@ -60,7 +58,6 @@ class Upsample(nn.Module):
     """Doubles the resolution: every pixel twice in both directions, then a 3x3 convolution."""
 
     def __init__(self, num_channels: int):
-        """Builds the layer."""
         super().__init__()
         self.conv = _conv3x3(num_channels, num_channels)
 
@@ -106,7 +103,6 @@ class MidBlock(nn.Module):
     """The residual blocks at the resolution of the codes."""
 
     def __init__(self, width: int, num_groups: int):
-        """Builds the blocks."""
         super().__init__()
         self.resnets = _resnets([width] * (_NUM_MID_RESNETS + 1), num_groups)
 

@@ -29,10 +29,7 @@ def evaluation(game_action, inferred, spec=SPEC) -> Evaluation:
 def test_draws_are_the_figure_of_the_drawn_clips():
     # A draw that takes clip n w[n] times is the figure of the set with clip n repeated w[n] times.
     noise = torch.Generator().manual_seed(1)
-    label, read = (
-        torch.stack([torch.randint(n, (6, 5), generator=noise) for n in (3, 2, 3)], -1)
-        for _ in range(2)
-    )
+    label, read = (torch.stack([torch.randint(n, (6, 5), generator=noise) for n in (3, 2, 3)], -1) for _ in range(2))
     weights = draw_weights(6, num_draws=4, seed=1)
     draws = evaluation(label, read).f1_draws("judge", weights)
     for weight, draw in zip(weights.long(), draws, strict=True):
@@ -51,9 +48,7 @@ def test_absent_classes_count_in_the_protocol_only():
     assert result.f1("judge") == pytest.approx(0.73333, abs=1e-5)
     assert result.scores("judge")["mineworld/f1_macro"] == pytest.approx(0.86667, abs=1e-5)
     assert result.scores("judge")["camera_accuracy"] == 0.5
-    assert result.slot_figures("judge") == pytest.approx(
-        {"move": 0.73333, "jump": 1.0, "yaw": 0.5}, abs=1e-5
-    )
+    assert result.slot_figures("judge") == pytest.approx({"move": 0.73333, "jump": 1.0, "yaw": 0.5}, abs=1e-5)
     # Class 1 is the centre of an ordered slot: the camera rests in every label.
     assert result.pressed_shares() == {"move": 0.5, "jump": 0.0, "yaw": 0.0}
 

@@ -76,9 +76,7 @@ def test_an_offset_of_one_lowers_f1():
 def test_ceilings_and_copy_of_the_last_frame():
     evaluator = make_evaluator(batch_size=5)
     ceiling, reconstruction = evaluator.ceiling(), evaluator.reconstruction(WORLD.tokenizer)
-    assert (
-        ceiling.f1("judge") == reconstruction.f1("judge") == 1.0
-    )  # the identity tokenizer loses nothing
+    assert ceiling.f1("judge") == reconstruction.f1("judge") == 1.0  # the identity tokenizer loses nothing
     assert (ceiling.psnr == 100).all() and (reconstruction.psnr > 40).all()
     copy = evaluator.copy_last_frame()
     assert copy.f1("judge") < 0.7 and copy.psnr.mean() < 20
@@ -110,9 +108,7 @@ def test_a_world_model_is_evaluated_with_the_fused_collector():
         max_position_embeddings=64,
     )
     policy = TokenPolicy(MineWorld(config), make_env(PROMPTS).layout, "frame")
-    fused, stepwise = (
-        make_evaluator(rows=6, collect_fn=fn).evaluate(policy) for fn in (collect, collect_stepwise)
-    )
+    fused, stepwise = (make_evaluator(rows=6, collect_fn=fn).evaluate(policy) for fn in (collect, collect_stepwise))
     assert torch.equal(fused.frames, stepwise.frames)
     assert torch.equal(fused.psnr, stepwise.psnr)
     assert fused.num_clips == 16 and fused.frames.float().std() > 0
@@ -133,9 +129,7 @@ def test_a_model_that_obeys_does_worse_under_shuffled_game_actions():
     evaluator = make_evaluator()
     shuffled = evaluator.evaluate_under(ShuffledGameActions(PROMPTS), Obedient(1.0))
     assert shuffled.f1("judge") < 0.7
-    assert torch.equal(
-        shuffled.game_action, evaluator.ceiling().game_action
-    )  # scored against the true ones
+    assert torch.equal(shuffled.game_action, evaluator.ceiling().game_action)  # scored against the true ones
     ignorant = [
         evaluator.evaluate(Obedient(0.0)),
         evaluator.evaluate_under(ShuffledGameActions(PROMPTS), Obedient(0.0)),
@@ -174,21 +168,15 @@ def test_psnr_leaves_the_given_frame_out():
     error = (prompt.target_frames.double() - prompt.context_frames.double()) / 255
     expected = (-10 * error.square().mean((-3, -2, -1)).log10()).mean()
     assert (prompt.target_frames != prompt.context_frames).flatten(2).any(-1).all()  # none is equal
-    assert make_evaluator().copy_last_frame().psnr[0].item() == pytest.approx(
-        expected.item(), abs=1e-4
-    )
+    assert make_evaluator().copy_last_frame().psnr[0].item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="at least one reader"):
         Evaluator(make_env, PROMPTS, {})
     prompt = PROMPTS.get(torch.arange(3))
-    blind = ClipPrompts(
-        real_frames(prompt), prompt.game_action, prompt.game_action_word, has_targets=False
-    )
+    blind = ClipPrompts(real_frames(prompt), prompt.game_action, prompt.game_action_word, has_targets=False)
     with pytest.raises(ValueError, match="target frames"):
         Evaluator(make_env, blind, {"judge": WORLD.coach})
     with pytest.raises(ValueError, match="pass as many"):
-        make_evaluator().evaluate_under(
-            WORLD.prompts["test"].__class__(WORLD.tokenizer, num_prompts=3), Obedient(1.0)
-        )
+        make_evaluator().evaluate_under(WORLD.prompts["test"].__class__(WORLD.tokenizer, num_prompts=3), Obedient(1.0))

@@ -118,9 +118,7 @@ def test_it_agrees_with_the_language_model_grpo_of_torchrl(kl_coeff):
         kl_to_ref_coeff=kl_coeff,
         masking_strategy="generic",
     )
-    theirs.set_keys(
-        action="action", sample_log_prob="action_log_prob", ref_log_probs="ref_log_prob"
-    )
+    theirs.set_keys(action="action", sample_log_prob="action_log_prob", ref_log_probs="ref_log_prob")
     output = theirs(tokens)
     expected = output.loss_objective + (output.loss_kl_to_ref if kl_coeff else 0.0)
     total = ours["loss_objective"] + (ours["loss_kl_to_ref"] if kl_coeff else 0.0)
@@ -152,6 +150,12 @@ def test_the_kl_term_shares_the_forward_of_the_clipped_loss():
     for key in ("loss_kl_to_ref", "kl_to_ref"):
         assert torch.equal(leashed[key], alone[key])
     torch.testing.assert_close(alone["loss_kl_to_ref"], 0.1 * alone["kl_to_ref"])
+
+
+def test_a_kl_without_a_reference_says_what_to_do():
+    policy, batch = TablePolicy(num_steps=4), make_batch().exclude("ref_log_prob")
+    with pytest.raises(KeyError, match="reference_policy"):
+        GRPOLoss(policy, kl_coeff=0.1)(batch)
 
 
 def test_the_kl_is_the_mean_over_unmasked_tokens_only():

@@ -39,15 +39,12 @@ def fake_evaluation(share_wrong: float, psnr: float, seed: int = 0) -> Evaluatio
 
     def draw(generator: torch.Generator) -> torch.Tensor:
         shape = (NUM_CLIPS, NUM_FRAMES - 1)
-        return torch.stack(
-            [torch.randint(n, shape, generator=generator) for n in MINECRAFT.num_classes], -1
-        )
+        return torch.stack([torch.randint(n, shape, generator=generator) for n in MINECRAFT.num_classes], -1)
 
     label = draw(labels)
     is_wrong = [torch.rand(label.shape, generator=noise) < share_wrong for _ in range(2)]
     read = {
-        name: torch.where(wrong, draw(noise), label)
-        for name, wrong in zip(("judge", "coach"), is_wrong, strict=True)
+        name: torch.where(wrong, draw(noise), label) for name, wrong in zip(("judge", "coach"), is_wrong, strict=True)
     }
     frames = torch.randint(256, (2, NUM_FRAMES, 3, 16, 24), generator=noise, dtype=torch.uint8)
     return Evaluation(MINECRAFT, label, read, torch.full((NUM_CLIPS,), psnr), frames)
@@ -166,9 +163,7 @@ def test_console_table_is_aligned(summary):
 
 
 def test_results_table_has_a_row_a_run_and_a_mean(summary):
-    runs = [
-        dict(summary, arm=arm, seed=seed) for arm in ("shuffled_actions", "rlir") for seed in (1, 0)
-    ]
+    runs = [dict(summary, arm=arm, seed=seed) for arm in ("shuffled_actions", "rlir") for seed in (1, 0)]
     rows = [line.split(" | ") for line in results_table(runs).splitlines()]
     assert len({len(row) for row in rows}) == 1
     assert [(row[1], row[2]) for row in rows[2:]] == [
@@ -191,9 +186,7 @@ def test_readme_is_rewritten_between_its_markers(tmp_path, summary):
     once = readme.read_text()
     update_readme(readme, results)
     assert readme.read_text() == once
-    assert once == (
-        f"above\n<!-- results:begin -->\n{results_table([summary])}\n<!-- results:end -->\nbelow\n"
-    )
+    assert once == (f"above\n<!-- results:begin -->\n{results_table([summary])}\n<!-- results:end -->\nbelow\n")
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="results:begin"):
         update_readme(readme, results)
@@ -215,9 +208,7 @@ class _References(HTMLParser):
 def test_page_is_self_contained_and_complete(tmp_path, summary, evaluations):
     curves = {"reward/mean": [(0, 0.4), (1, 0.5)], "time/<rollout>": [(0, 1.0), (1, 2.0)]}
     path = tmp_path / "report.html"
-    write_report(
-        path, summary, evaluations=evaluations, curves=curves, settings="lr: 1e-4 & <more>"
-    )
+    write_report(path, summary, evaluations=evaluations, curves=curves, settings="lr: 1e-4 & <more>")
     page = path.read_text()
     references = _References()
     references.feed(page)
@@ -252,9 +243,7 @@ def test_encoded_videos_can_be_read_back():
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(decoded) == 4
     assert abs(decoded[0].mean() - 0) < 4 and abs(decoded[3].mean() - 200) < 4
-    assert (
-        Image.open(io.BytesIO(encoding.encode_webp(frames))).n_frames == 2
-    )  # equal frames are merged
+    assert Image.open(io.BytesIO(encoding.encode_webp(frames))).n_frames == 2  # equal frames are merged
 
 
 def test_keys_are_green_where_read_right_and_red_where_wrong():

@@ -25,12 +25,22 @@ from rlir_agents.finite_checks import NonFiniteError
 from rlir_agents.learning_rate import cosine_with_warmup
 from rlir_agents.losses import GRPOLoss
 from rlir_agents.minibatches import select_rollouts, shuffled_minibatches
+from rlir_agents.rollouts import collect_stepwise
 from rlir_agents.trainer import Trainer
 from rlir_agents.trainer_config import TrainerConfig
 from rlir_env.testing import IDENTITY_SPEC, identity_world
 
 NUM_CODES = 6
 NUM_SLOTS = IDENTITY_SPEC.num_slots
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tensors of a few hundred numbers: a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class TablePolicy(TensorDictModuleBase):
@@ -44,9 +54,7 @@ class TablePolicy(TensorDictModuleBase):
         super().__init__()
         self.in_keys = ["game_action", "frame_index"]
         self.out_keys = ["action", "action_log_prob"]
-        self.logits = torch.nn.Parameter(
-            torch.zeros(NUM_SLOTS, max(IDENTITY_SPEC.num_classes), NUM_CODES)
-        )
+        self.logits = torch.nn.Parameter(torch.zeros(NUM_SLOTS, max(IDENTITY_SPEC.num_classes), NUM_CODES))
 
     def get_dist(self, tensordict: TensorDictBase) -> Categorical:
         """Distribution of the tokens of a frame, [..., k]; token i shows slot i."""
@@ -73,9 +81,7 @@ def adamw(parameters) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=0.1)
 
 
-def make_trainer(
-    run_dir: Path, *, loss_kwargs=None, reference=None, optimizer_fn=adamw, **config
-) -> Trainer:
+def make_trainer(run_dir: Path, *, loss_kwargs=None, reference=None, optimizer_fn=adamw, **config) -> Trainer:
     """A small run: 4 prompts, group size 4, 3 frames of 2 tokens."""
     torch.manual_seed(0)
     env = identity_world().env(num_prompts=4, group_size=4, tokens_per_step="frame", seed=3)
@@ -92,8 +98,9 @@ def make_trainer(
         run_dir,
         scheduler=cosine_with_warmup(optimizer, config.num_iterations, warmup_iterations=1),
         reference_policy=reference,
-        evaluate=lambda policy: {"eval/logit": float(policy.logits.max())},
+        evaluate=lambda policy: {"eval/logit": policy.logits.max().item()},
         breakdown_names={"frame_match": IDENTITY_SPEC.names},
+        collect_fn=collect_stepwise,  # the fused collector asks for a world model with a cache
     )
 
 
@@ -316,31 +323,17 @@ def test_only_complete_checkpoints_count_and_the_newest_two_stay(tmp_path):
 NUM_KILLABLE_ITERATIONS = 30
 
 
-def train_slowly(run_dir: Path, seconds_per_iteration: float) -> None:
-    """One run, slowed down so that a kill finds it at work."""
-    torch.set_num_threads(1)
-    trainer = make_trainer(
-        run_dir, num_iterations=NUM_KILLABLE_ITERATIONS, checkpoint_every=4, evaluate_every=3
-    )
+def train_with_pauses(run_dir: Path, seconds: float) -> None:
+    """One run with a pause at every evaluation, so that a kill finds it at work."""
+    trainer = make_trainer(run_dir, num_iterations=NUM_KILLABLE_ITERATIONS, checkpoint_every=4, evaluate_every=3)
     evaluate = trainer.evaluate
 
     def slow(policy):
-        time.sleep(seconds_per_iteration)
+        time.sleep(seconds)
         return evaluate(policy)
 
     trainer.evaluate = slow
     trainer.train()
-
-
-def start_run(run_dir: Path) -> subprocess.Popen:
-    """Start a run in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(
-        [sys.executable, __file__, str(run_dir)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 def rows_logged(run_dir: Path) -> int:
@@ -349,12 +342,15 @@ def rows_logged(run_dir: Path) -> int:
     return path.read_text().count("\n") if path.exists() else 0
 
 
-def kill_after(run: subprocess.Popen, run_dir: Path, num_rows: int, delay: float) -> None:
-    """SIGKILL when the log has so many rows, plus a moment."""
-    deadline = time.monotonic() + 120
+def train_until_killed(run_dir: Path, num_rows: int, delay: float) -> None:
+    """Run in a process of its own; SIGKILL when the log has so many rows, plus a moment."""
+    run = subprocess.Popen(
+        [sys.executable, __file__, str(run_dir)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.DEVNULL,  # the progress bar
+    )
     while rows_logged(run_dir) < num_rows:
         assert run.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(delay)
     run.send_signal(signal.SIGKILL)
@@ -364,14 +360,12 @@ def kill_after(run: subprocess.Popen, run_dir: Path, num_rows: int, delay: float
 @pytest.mark.parametrize("num_kills", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_bitwise_equal_to_an_undisturbed_one(tmp_path, num_kills):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    train_with_pauses(undisturbed, seconds=0.0)
     dice = random.Random(num_kills)
-    moments = sorted(dice.sample(range(1, NUM_KILLABLE_ITERATIONS - 3), num_kills))
-    reference = start_run(undisturbed)
-    for moment in moments:
-        kill_after(start_run(killed), killed, moment, delay=dice.uniform(0.0, 0.03))
+    for moment in sorted(dice.sample(range(1, NUM_KILLABLE_ITERATIONS - 6), num_kills)):
+        train_until_killed(killed, moment, delay=dice.uniform(0.0, 0.1))
         assert not (killed / "policy.safetensors").exists()
-    assert start_run(killed).wait() == 0
-    assert reference.wait() == 0
+    train_with_pauses(killed, seconds=0.0)
 
     expected = (undisturbed / "policy.safetensors").read_bytes()
     assert (killed / "policy.safetensors").read_bytes() == expected
@@ -380,4 +374,5 @@ def test_a_killed_run_ends_bitwise_equal_to_an_undisturbed_one(tmp_path, num_kil
 
 
 if __name__ == "__main__":
-    train_slowly(Path(sys.argv[1]), seconds_per_iteration=0.02)
+    torch.set_num_threads(1)
+    train_with_pauses(Path(sys.argv[1]), seconds=0.1)

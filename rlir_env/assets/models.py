@@ -1,0 +1,67 @@
+"""Frozen models as files: weights with the sizes that build them again, and a few facts about them.
+
+Tokenizers and inverse dynamics models are read here; world models learn, and are read by ``rlir_agents``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlir_env.checkpoints import load_safetensors, load_strict, save_safetensors
+from rlir_env.inverse_dynamics import InverseDynamicsModel, VPTConfig, VPTInverseDynamics
+from rlir_env.tokenizers import Tokenizer, VQConfig, VQTokenizer
+
+Builders = Mapping[str, Callable[[dict[str, Any]], nn.Module]]
+
+TOKENIZERS: Builders = {"VQTokenizer": lambda sizes: VQTokenizer(VQConfig(**sizes))}
+IDMS: Builders = {"VPTInverseDynamics": lambda sizes: VPTInverseDynamics(VPTConfig(**sizes))}
+
+
+def write_model(path: str | Path, model: nn.Module, dtype: torch.dtype | None = None, **facts: Any) -> None:
+    """Write a model, its class and sizes, and JSON-able facts about it.
+
+    Args:
+        path: ends in ``.safetensors``.
+        model: has a dataclass ``config``.
+        dtype: of the stored weights; None keeps theirs.
+        **facts: for instance ``class_frequency``.
+    """
+    save_safetensors(path, model, {"class": type(model).__name__, "sizes": asdict(model.config), **facts}, dtype)
+
+
+def read_model(path: str | Path, builders: Builders) -> tuple[nn.Module, dict[str, Any]]:
+    """Build and fill the model of a file of :func:`write_model`.
+
+    Args:
+        path: the file.
+        builders: by class name, from sizes to an untrained model.
+
+    Returns:
+        The frozen model in float32, and the facts stored beside it.
+
+    Raises:
+        ValueError: if the class is none of the builders'.
+    """
+    weights, facts = load_safetensors(path)
+    name, sizes = facts.pop("class", None), facts.pop("sizes", None)
+    if name not in builders:
+        raise ValueError(f"{path} holds a {name}; expected is one of {', '.join(builders)}")
+    model = builders[name](sizes)
+    load_strict(model, weights)
+    return model.eval().requires_grad_(False), facts
+
+
+def read_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a file, frozen."""
+    return read_model(path, TOKENIZERS)[0]
+
+
+def read_idm(path: str | Path) -> InverseDynamicsModel:
+    """The inverse dynamics model of a file, frozen."""
+    return read_model(path, IDMS)[0]

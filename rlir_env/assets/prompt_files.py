@@ -1,0 +1,65 @@
+"""Prompts as a small recording: clips of real gameplay one after the other, at the size of the model.
+
+It is VPT's format again, so the reader of recordings reads it; the lines are bare env actions, which the reader takes
+too and which are a fifth as long.
+
+Letters: F frames of a clip.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlir_env.recordings import Clip, ClipFilter, ClipSource, Recording, RecordingWriter, list_recordings
+
+_CRF = 12  # at this size the tokenizer's error is far above what this loses
+
+
+def write_prompts(
+    recordings: str | Path,
+    path: str | Path,
+    frame_size: tuple[int, int],
+    num_clips: int,
+    num_frames: int = 16,
+    seed: int = 0,
+    clip_filter: ClipFilter | None = None,
+) -> int:
+    """Choose clips of recorded gameplay at random and write them as one recording.
+
+    Args:
+        recordings: folder of gameplay.
+        path: the video to write.
+        frame_size: (H, W) of the model.
+        num_clips: at most so many, disjoint.
+        num_frames: F.
+        seed: of the choice.
+        clip_filter: which windows are clips; the default one where None.
+
+    Returns:
+        The number of clips.
+
+    Raises:
+        ValueError: if no clip passes the filter.
+    """
+    videos = list_recordings(recordings)
+    clips = list(ClipSource(videos, frame_size, num_frames, clip_filter=clip_filter).iterate())
+    if not clips:
+        raise ValueError(f"{recordings}: no clip of {num_frames} frames passes the filter")
+    chosen = random.Random(seed).sample(clips, min(num_clips, len(clips)))
+    fps = Recording(videos[0]).fps
+    with RecordingWriter(path, fps, frame_size, crf=_CRF, preset="veryslow") as writer:
+        for clip in chosen:
+            _write_clip(writer, clip, Recording(Path(recordings) / f"{clip.recording}.mp4"))
+    return len(chosen)
+
+
+def _write_clip(writer: RecordingWriter, clip: Clip, recording: Recording) -> None:
+    frames: Sequence[np.ndarray] = clip.frames.permute(0, 2, 3, 1).numpy()
+    env_actions, _ = recording.env_actions()
+    for frame, env_action in zip(frames, env_actions[clip.start :], strict=False):
+        pressed = {name: value for name, value in env_action.items() if name == "camera" or value}
+        writer.write(frame, {"ESC": 0, **pressed})  # this key tells the reader that it is an env action

@@ -1,0 +1,96 @@
+"""A world: the frozen components that an environment is made of, loaded by name.
+
+The judge is not among them. It decides whether training did what it promised (paper, section 5), so it must not be at
+hand where a reward is chosen: :func:`load_judge` is a function of its own, for final tables only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rlir_env.assets.folder import SPLITS, AssetFolder, asset_folder
+from rlir_env.assets.models import IDMS, read_idm, read_model, read_tokenizer
+from rlir_env.game_actions import ActionWord
+from rlir_env.inverse_dynamics import InverseDynamicsModel
+from rlir_env.prompts import ClipPrompts, PromptSource
+from rlir_env.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything frozen that training needs.
+
+    Attributes:
+        tokenizer: From frames to codes and back.
+        coach: The inverse dynamics model that rewards.
+        prompts: By split: ``train``, ``dev``, ``test``; decoded when first asked for.
+        class_frequency: Share of every class of every slot in recorded play, for the balanced rewards.
+        visible_slots: Slots that pictures reveal, measured with coach and judge on real clips; None means all.
+        num_word_ids: Ids of the action words.
+    """
+
+    tokenizer: Tokenizer
+    coach: InverseDynamicsModel
+    prompts: Mapping[str, PromptSource]
+    class_frequency: list[list[float]]
+    visible_slots: tuple[str, ...] | None = None
+    num_word_ids: int = ActionWord.num_ids
+
+
+class ShippedPrompts(Mapping[str, PromptSource]):
+    """Prompts by split, each decoded once, when it is first asked for."""
+
+    def __init__(self, folder: AssetFolder, frame_size: tuple[int, int]) -> None:
+        """Name the files.
+
+        Args:
+            folder: of the world.
+            frame_size: (H, W) of the tokenizer.
+        """
+        self._folder, self._frame_size = folder, frame_size
+        self._decoded: dict[str, ClipPrompts] = {}
+
+    def __getitem__(self, split: str) -> PromptSource:
+        """The prompts of a split."""
+        if split not in SPLITS:
+            raise KeyError(split)
+        if split not in self._decoded:
+            files = self._folder.prompt_files(split)
+            self._decoded[split] = ClipPrompts.from_folder(files, self._frame_size)
+        return self._decoded[split]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the splits."""
+        return iter(SPLITS)
+
+    def __len__(self) -> int:
+        """How many splits there are."""
+        return len(SPLITS)
+
+
+def load_world(name: str = "doom") -> World:
+    """Load a shipped world, or one from a folder that ``rlir ship world=FOLDER`` has filled.
+
+    Args:
+        name: of a folder beside this file, or a path.
+
+    Raises:
+        ValueError: if there is no such world, or a file is missing or was changed.
+    """
+    folder = asset_folder(name)
+    tokenizer = read_tokenizer(folder.model_file("tokenizer"))
+    coach, facts = read_model(folder.model_file("coach"), IDMS)
+    visible = folder.manifest.about.get("visible_slots")
+    return World(
+        tokenizer=tokenizer,
+        coach=coach,
+        prompts=ShippedPrompts(folder, tokenizer.frame_size),
+        class_frequency=facts["class_frequency"],
+        visible_slots=None if visible is None else tuple(visible),
+    )
+
+
+def load_judge(name: str = "doom") -> InverseDynamicsModel:
+    """Load the held-out reader of a world; never for a reward or a choice, only for final figures."""
+    return read_idm(asset_folder(name).model_file("judge"))
