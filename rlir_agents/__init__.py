@@ -24,6 +24,7 @@ _HOME = {
     "TrainerConfig": "trainer_config",
     "collect": "rollouts",
     "cosine_with_warmup": "learning_rate",
+    "policy_from_assets": "policies.from_assets",
 }
 
 __all__ = sorted(_HOME)

@@ -18,7 +18,7 @@ that the loss saw (not those of rollouts that were dropped):
     * ``train/clip_fraction``: share of ratios outside the clip range.
     * ``train/kl_to_ref``: KL(policy || reference), k3 estimate, in nats per action.
     * ``train/kl_to_behaviour``: mean of ``log p_old - log p``, the k1 estimate of KL(old || policy),
-      in nats per action.
+      in nats per action; unlike k3 it can fall below zero by chance.
     * ``train/entropy``: mean entropy of the policy's distribution, in nats per action.
     * ``train/grad_norm``: norm of the gradient before clipping, mean over optimiser steps.
     * ``train/loss_*``: the terms of the loss. ``train/max_ratio``, ``train/mean_ratio``: TorchRL's.

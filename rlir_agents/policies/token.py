@@ -74,7 +74,8 @@ class TokenPolicy(TensorDictModuleBase):
                 f"videos of {layout.sequence_length} tokens, but the world model reads {world_model.max_length}; "
                 "use fewer frames or tokens per frame"
             )
-        self.in_keys = ["token", "position", "episode_seed"]
+        # Sequence mode reads the actions, too; losses such as A2C's hand over the in_keys and nothing else.
+        self.in_keys = ["token", "position", "episode_seed", "action"]
         self.out_keys = ["action", "action_log_prob"]
         self.world_model = world_model
         self.layout = layout

@@ -36,6 +36,7 @@ class InverseDynamicsTask(PretrainingTask):
         num_validation_clips: int = 256,
     ) -> None:
         self.module = module
+        module.start_from_class_shares(training.class_shares(module.spec))
         self._training, self._num_frames, self._clips_per_batch = training, num_frames, clips_per_batch
         starts = validation.clip_starts(num_frames)
         every = max(1, len(starts) // num_validation_clips)

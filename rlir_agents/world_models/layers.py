@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# From queries [B, H, n, d], keys and values [B, KV, n, d] of new positions to attention output [B, H, n, d].
 _QUERIES_PER_BLOCK = 96  # small enough to skip nearly half of the products, large enough to fill them
 
+# From queries [B, H, n, d], keys and values [B, KV, n, d] of new positions to attention output [B, H, n, d].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

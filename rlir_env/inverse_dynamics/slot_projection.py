@@ -9,6 +9,8 @@ Letters: S slots, C most classes of any slot; ``...`` are clips and frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,11 +38,30 @@ class SlotProjection:
             else:
                 _, first, second = slot.classes
                 pairs[index] = (VPT_BUTTONS.index(first), VPT_BUTTONS.index(second))
+        self._button_classes = [(slot, pair[i], i + 1) for slot, pair in pairs.items() for i in range(2)]
+        self._button_classes += [(slot, button, 1) for slot, button in singles.items()]
+        self._camera_slots = list(axes.items())
         self._firsts, self._seconds = ([pair[i] for pair in pairs.values()] for i in range(2))
         self._singles, self._axes = list(singles.values()), list(axes.values())
         grouped = [*pairs, *singles, *axes]
         self._order = sorted(range(len(grouped)), key=grouped.__getitem__)
         self._max_classes = max(spec.num_classes)
+
+    def head_shares(self, shares: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
+        """How often each button is pressed and each camera bin occurs, from the shares of slot classes.
+
+        Args:
+            shares: For every slot the share of each of its classes.
+
+        Returns:
+            Pressed shares ``[20]``, 0 for buttons that are in no slot, and bin shares ``[2, 11]``.
+        """
+        pressed, bins = torch.zeros(len(VPT_BUTTONS)), torch.zeros(len(_CAMERA_AXES), self._max_classes)
+        for slot, button, button_class in self._button_classes:
+            pressed[button] = shares[slot][button_class]
+        for slot, axis in self._camera_slots:
+            bins[axis] = torch.tensor(shares[slot])
+        return pressed, bins
 
     def log_probs(self, buttons: Tensor, camera: Tensor) -> Tensor:
         """Slot log-probabilities from the log-probabilities of buttons and camera bins."""

@@ -10,7 +10,7 @@ Letters: B clips, T = F frames, S slots, C most classes of any slot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ _IMPALA_BASE_CHANNELS = (16, 32, 32)
 # would start equally likely, and slots, in which the two are one class, could teach a button its
 # own opposite.
 _INITIAL_PRESSED_LOGIT = -1.0
+_LEAST_SHARE = 1e-3  # of a class that never occurs in training data, so that its logarithm is finite
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,22 @@ class VPTInverseDynamics(InverseDynamicsModel):
         bias = self.pi_head["buttons"].linear_layer.bias
         bias.data[1::2] = _INITIAL_PRESSED_LOGIT * config.temperature
         self._slots = SlotProjection(spec)
+
+    @torch.no_grad()
+    def start_from_class_shares(self, shares: Sequence[Sequence[float]]) -> None:
+        """Sets the heads' biases so that an untrained model reads the class shares of recorded play.
+
+        Otherwise the first lesson is how rare each button is. It is learnt through the weights of all
+        features at once and drowns what they know of motion, which then takes many times the steps.
+
+        Args:
+            shares: For every slot the share of each of its classes in the training data.
+        """
+        pressed, bins = self._slots.head_shares(shares)
+        buttons = torch.stack([1 - pressed, pressed], dim=-1)  # [20, 2]
+        for name, share in (("buttons", buttons), ("camera", bins)):
+            log_share = share.clamp_min(_LEAST_SHARE).log() * self._temperature
+            self.pi_head[name].linear_layer.bias.copy_(log_share.flatten())
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """VPT's outputs for clips, differentiable in the parameters.

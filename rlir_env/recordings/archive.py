@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
+from rlir_env.game_actions import MINECRAFT, GameActionSpec
 from rlir_env.recordings.clips import ClipFilter, OnError, mean_change
 from rlir_env.recordings.recording import Recording, RecordingError, recording_files
 
@@ -121,6 +122,11 @@ class FrameArchive:
     def num_frames(self) -> int:
         """N."""
         return len(self.slots)
+
+    def class_shares(self, spec: GameActionSpec = MINECRAFT) -> list[list[float]]:
+        """For every slot the share of each of its classes among all lines."""
+        counts = [np.bincount(column, minlength=n) for column, n in zip(self.slots.T, spec.num_classes, strict=True)]
+        return [(count / len(self.slots)).tolist() for count in counts]
 
     def clip_starts(self, num_frames: int, stride: int = 1) -> np.ndarray:
         """The first frames of all windows that the filter keeps, ascending.

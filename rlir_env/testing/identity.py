@@ -151,9 +151,10 @@ class IdentityWorld:
     Attributes:
         tokenizer: Grey levels.
         coach: Reads them.
-        prompts: ``dev`` and ``test`` clips.
+        prompts: ``dev``, ``test`` and ``train`` clips.
         class_frequency: Share of every class of every slot; uniform.
         num_word_ids: Ids of the action words.
+        visible_slots: Every slot shows.
     """
 
     tokenizer: IdentityTokenizer
@@ -161,6 +162,7 @@ class IdentityWorld:
     prompts: dict[str, IdentityPrompts]
     class_frequency: list[list[float]]
     num_word_ids: int = field(default=sum(IDENTITY_SPEC.num_classes))
+    visible_slots: tuple[str, ...] | None = None
 
     def env(self, split: str = "dev", match: str = "per_slot", **kwargs) -> TokenGenerationEnv:
         """A token env of this world; further keywords are those of :class:`TokenGenerationEnv`."""
@@ -189,7 +191,7 @@ def identity_world(
     tokenizer = IdentityTokenizer(num_codes, grid_size, patch_size)
     prompts = {
         split: IdentityPrompts(tokenizer, spec, num_prompts, num_frames, seed + offset)
-        for offset, split in enumerate(("dev", "test"))
+        for offset, split in enumerate(("dev", "test", "train"))
     }
     return IdentityWorld(
         tokenizer=tokenizer,

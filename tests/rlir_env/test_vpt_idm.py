@@ -213,34 +213,36 @@ def test_runs_under_bfloat16_autocast(small_idm):
     with torch.autocast("cpu", torch.bfloat16):
         log_probs = small_idm.log_probs(frames)
     assert log_probs.dtype == torch.float32
-    exact = small_idm.log_probs(frames)
-    assert (log_probs.exp() - exact.exp()).abs().max() < 0.05
+    assert (log_probs.exp() - small_idm.log_probs(frames).exp()).abs().mean() < 0.01
 
 
-def test_learns_to_read_motion():
-    """A bright column moves left or right between frames; only two frames together show it."""
+def test_learns_to_read_a_transition():
+    """Pressing "jump" makes the left half brighter, else it gets darker: one frame tells nothing."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    yaw = MINECRAFT.index("yaw")
+    jump = MINECRAFT.index("jump")
 
     def clips(num_clips):
-        steps = torch.randint(0, 2, (num_clips, 5), generator=generator) * 2 - 1
-        start = torch.randint(0, 20, (num_clips, 1), generator=generator)
-        columns = (start + torch.cat([torch.zeros_like(start), 2 * steps], 1).cumsum(1)) % 20
-        frames = torch.nn.functional.one_hot(columns, 20).float()  # [N, 6, 20]
+        level = torch.rand(num_clips, 6, generator=generator)
+        frames = torch.full((num_clips, 6, 3, 12, 20), 0.5)
+        frames[..., :10] = level[:, :, None, None, None]
         game_action = torch.tensor(MINECRAFT.none_classes).repeat(num_clips, 5, 1)
-        game_action[..., yaw] = 5 + steps
-        return frames[:, :, None, None].expand(-1, -1, 3, 12, -1), game_action
+        game_action[..., jump] = level[:, 1:] > level[:, :-1]
+        return frames, game_action
 
     idm = VPTInverseDynamics(SMALL)
     parameters = [p for p in idm.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=2e-3)
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
     for _ in range(60):
         frames, game_action = clips(16)
         idm.slot_nll(frames, game_action).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     frames, game_action = clips(64)
-    accuracy = (idm.infer_game_actions(frames) == game_action).float().mean((0, 1))
-    assert accuracy[yaw] > 0.9  # chance is .5
-    assert accuracy.min() > 0.9  # nothing else was ever pressed
+    inferred = idm.infer_game_actions(frames)
+    assert (inferred == game_action).float().mean((0, 1)).min() > 0.85  # chance is .5 for jump
+    # Against the lines before or after, jump is right in a third of the cases: of three levels in
+    # random order the second step repeats the direction of the first with probability 1/3.
+    for early, late in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+        shifted = (inferred[:, early, jump] == game_action[:, late, jump]).float().mean()
+        assert shifted < 0.5

@@ -1,0 +1,119 @@
+"""Everything that a training run is made of, built from its config in the order in which parts need one another."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlir_agents.commands.building import build
+from rlir_agents.commands.composition import Config
+from rlir_agents.hardware import choose_autocast_dtype, choose_device
+from rlir_agents.policies import TokenPolicy
+from rlir_agents.trainer import Trainer
+
+Parts = dict[str, Any]
+"""Objects of a run by the names under which constructors ask for them, see `build`."""
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A run, ready to start.
+
+    Attributes:
+        config: what it was built from.
+        parts: all objects by name.
+        policy: what learns.
+        base: a frozen copy of the policy as it starts.
+    """
+
+    config: Config
+    parts: Parts
+    policy: TokenPolicy
+    base: TokenPolicy
+
+    def policy_at(self, policy: TokenPolicy, top_p: float) -> TokenPolicy:
+        """The same world model, sampled with another top-p."""
+        parts = self.parts | {"world_model": policy.world_model}
+        return build(self.config["policy"] | {"top_p": top_p}, parts, "policy")
+
+
+def frozen_parts(config: Config) -> Parts:
+    """The machine and the world: device, precision, tokenizer, coach."""
+    device = choose_device(config["device"])
+    if config["num_threads"] is not None:
+        torch.set_num_threads(config["num_threads"])
+    torch.manual_seed(config["seed"])
+    machine = {"device": device, "autocast_dtype": choose_autocast_dtype(config["autocast"], device)}
+    world = build(config["world"]["frozen"], machine, "world.frozen")
+    return machine | {
+        "world": world,
+        "tokenizer": world.tokenizer.to(device),
+        "frame_size": world.tokenizer.frame_size,
+        "idm": world.coach.to(device),
+        "slots": world.visible_slots,
+        "class_frequency": world.class_frequency,
+        "num_word_ids": world.num_word_ids,
+    }
+
+
+def assemble(config: Config) -> Assembly:
+    """Build a run.
+
+    Args:
+        config: of `rlir train`.
+
+    Raises:
+        ValueError: if something in the config does not fit.
+    """
+    parts = frozen_parts(config)
+    parts["prompts"] = build(config["prompts"], parts, "prompts")
+    parts["reward_fn"] = build(config["reward"], parts, "reward")
+    env = parts["env"] = build(config["env"], parts, "env")
+    parts |= {"layout": env.layout, "tokens_per_step": env.tokens_per_step, "num_codes": env.num_codes}
+    parts["world_model"] = build(config["world_model"], parts, "world_model").to(parts["device"])
+    policy = build(config["policy"], parts, "policy")
+    base = copy.deepcopy(policy).requires_grad_(False)
+    parts |= {"policy": policy, "actor_network": policy, "logger": build(config.get("logger"), parts, "logger")}
+    _add_algorithm(parts, config, reference=base if config["algorithm"]["has_reference"] else None)
+    return Assembly(config, parts, policy, base)
+
+
+def _add_algorithm(parts: Parts, config: Config, reference: TokenPolicy | None) -> None:
+    critic = build(config["algorithm"]["critic"], parts, "algorithm.critic")
+    parts |= {"critic": critic, "critic_network": critic, "reference_policy": reference}
+    loss: nn.Module = build(config["algorithm"]["loss"], parts, "algorithm.loss").to(parts["device"])
+    parts |= {"loss": loss, "params": [p for p in loss.parameters() if p.requires_grad]}
+    parts["advantage"] = build(config["credit"], parts, "credit")
+    parts["optimizer"] = build(config["optimizer"], parts, "optimizer")
+    parts["num_iterations"] = config["trainer"]["num_iterations"]
+    parts["scheduler"] = build(config["scheduler"], parts, "scheduler")
+
+
+def make_trainer(assembly: Assembly, evaluate: Any) -> Trainer:
+    """The trainer of a run.
+
+    Args:
+        assembly: the run.
+        evaluate: from the policy to figures for the log.
+    """
+    parts, config = assembly.parts, assembly.config
+    spec, reward_fn = parts["idm"].spec, parts["reward_fn"]
+    has_match = "frame_match" in reward_fn.breakdown(1, spec.num_slots)
+    return Trainer(
+        parts["env"],
+        assembly.policy,
+        parts["loss"],
+        parts["advantage"],
+        parts["optimizer"],
+        build(config["trainer"], {}, "trainer"),
+        config["run_dir"],
+        scheduler=parts["scheduler"],
+        reference_policy=parts["reference_policy"],
+        logger=parts["logger"],
+        evaluate=evaluate,
+        breakdown_names={"frame_match": spec.names} if has_match else None,
+    )

@@ -1,0 +1,103 @@
+"""From a verb and ``key=value`` overrides to plain dicts; hydra ends here.
+
+The YAML files lie in the wheel beside the package, and in ``configs/`` of a checkout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Config = dict[str, Any]
+
+
+def config_folder() -> Path:
+    """Folder of the YAML files."""
+    package = Path(str(files("rlir_agents")))
+    installed, checkout = package / "configs", package.parent / "configs"
+    return installed if installed.is_dir() else checkout
+
+
+def compose_config(verb: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a verb, as plain dicts and lists.
+
+    Args:
+        verb: name of a YAML file at the top of the configs.
+        overrides: ``key=value``, ``group=option`` and the rest of hydra's grammar.
+
+    Raises:
+        ValueError: for an override that does not fit; it names what would.
+    """
+    return _plain(_compose(verb, overrides))
+
+
+def describe(verb: str, overrides: Sequence[str] = ()) -> str:
+    """The groups of a verb with their options, and all keys with their values, as text."""
+    config = _compose(verb, overrides)
+    folder = config_folder()
+    groups = sorted(path.name for path in folder.iterdir() if path.is_dir() and _is_used(folder / f"{verb}.yaml", path))
+    lines = ["Groups, for instance reward=balanced:"] if groups else []
+    for group in groups:
+        options = sorted(path.stem for path in (folder / group).glob("*.yaml"))
+        lines.append(f"  {group:<14}{', '.join(options)}")
+    lines += ["", "Keys:", *(f"  {line}" for line in OmegaConf.to_yaml(config).splitlines())]
+    return "\n".join(lines)
+
+
+def _is_used(root: Path, group: Path) -> bool:
+    defaults = OmegaConf.load(root).get("defaults", [])
+    return any(isinstance(entry, DictConfig) and group.name in entry for entry in defaults)
+
+
+def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+        try:
+            return compose(verb, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(_explain(verb, overrides, error)) from error
+
+
+def _plain(config: DictConfig) -> Config:
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"give {', '.join(f'{key}=...' for key in missing)}")
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
+    """Hydra's message in one line; for an unknown key, the keys that there are."""
+    groups = [override for override in overrides if _names_group(override)]
+    if len(groups) < len(overrides):
+        known = compose(verb, groups)  # a wrong group would have been the error already, or is one here
+        for override in overrides:
+            if override not in groups:
+                problem = _unknown_key(known, override)
+                if problem:
+                    return problem
+    return " ".join(str(error).split())
+
+
+def _names_group(override: str) -> bool:
+    key = override.partition("=")[0].lstrip("+~")
+    return (config_folder() / key).is_dir()
+
+
+def _unknown_key(config: DictConfig, override: str) -> str | None:
+    key, separator, _ = override.partition("=")
+    if not separator:
+        return f"{override!r} is no override; write key=value"
+    node, path = config, key.lstrip("+~").split(".")
+    for depth, name in enumerate(path):
+        if not isinstance(node, DictConfig) or name not in node:
+            place = ".".join(path[:depth])
+            valid = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
+            return f"no key {key.lstrip('+~')!r}; keys of {place or 'this verb'} are {valid}"
+        node = node[name] if not OmegaConf.is_missing(node, name) else None
+    return None

@@ -1,0 +1,56 @@
+"""rlir evaluate: measure how well a world model follows game actions, beside the controls that say what it is worth.
+
+    rlir evaluate                             # the shipped base model on dev prompts, by the coach
+    rlir evaluate weights=runs/demo/policy.safetensors
+    rlir evaluate split=test                  # by coach and judge, for final figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rlir_agents.commands.assembly import Parts, frozen_parts
+from rlir_agents.commands.composition import Config, compose_config, describe
+from rlir_agents.commands.evaluating import load_policy, load_readers, make_env, make_evaluator, quoted_slots
+from rlir_agents.controls import ShuffledGameActions
+from rlir_agents.evaluation import Evaluation
+from rlir_agents.evaluator import Evaluator
+from rlir_agents.report.tables import align, number
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Evaluate as the overrides say, printing each row as soon as it is known."""
+    config = compose_config("evaluate", arguments)
+    parts = frozen_parts(config)
+    readers = load_readers(config, parts) if config["split"] == "test" else {"coach": parts["idm"]}
+    evaluator = make_evaluator(config, parts, config["split"], config["evaluation"]["num_clips"], readers)
+    slots = quoted_slots(parts)
+    print(f"{evaluator.prompts.num_prompts} {config['split']} clips; F1 over {', '.join(slots)}", flush=True)
+    rows = [["", *(f"{name} F1" for name in readers), "PSNR dB"]]
+    for title, make in _evaluations(config, parts, evaluator):
+        print(f"evaluating: {title}", flush=True)
+        record = make()
+        f1 = [number(record.f1(name, slots)) for name in readers]
+        rows.append([title, *f1, number(record.psnr.mean().item(), 2)])
+    print(f"\n{align(rows)}")
+
+
+def help_text() -> str:
+    """What ``rlir evaluate --help`` prints."""
+    return f"{__doc__}\n{describe('evaluate')}"
+
+
+def _evaluations(
+    config: Config, parts: Parts, evaluator: Evaluator
+) -> Iterator[tuple[str, Callable[[], Evaluation]]]:
+    env = make_env(config, parts, evaluator.prompts, num_rows=1)
+    for top_p in config["evaluation"]["top_p"]:
+        policy = load_policy(config, parts, env, top_p)
+        yield f"top-p {top_p:g}", lambda policy=policy: evaluator.evaluate(policy)
+    if not config["controls"]:
+        return
+    shuffled = ShuffledGameActions(evaluator.prompts, config["seed"])
+    yield f"top-p {top_p:g}, shuffled game actions", lambda: evaluator.evaluate_under(shuffled, policy)
+    yield "copy of the given frame", evaluator.copy_last_frame
+    yield "real video, through the tokenizer", lambda: evaluator.reconstruction(parts["tokenizer"])
+    yield "real video (ceiling)", evaluator.ceiling

@@ -1,0 +1,65 @@
+"""The control of the results table: what would the same minutes of further pre-training have brought?"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from rlir_agents.commands.assembly import Assembly
+from rlir_agents.commands.building import build
+from rlir_agents.commands.composition import compose_config
+from rlir_agents.commands.evaluating import Records
+from rlir_agents.commands.gameplay import archive
+from rlir_agents.commands.pretrain import make_task
+from rlir_agents.policies import TokenPolicy
+from rlir_agents.pretraining import Pretrainer, PretrainingTask
+from rlir_agents.run_folder import RunFolder
+
+_TIMED_STEPS = 20  # enough that the first, slower ones do not count much
+
+
+class FurtherPretraining:
+    """Continues pre-training from the base model for a given time."""
+
+    def __init__(self, overrides: Sequence[str], seconds: float) -> None:
+        """Choose the time.
+
+        Args:
+            overrides: of `rlir pretrain model=mineworld`.
+            seconds: that the training of the other arm took.
+        """
+        self._overrides, self._seconds = list(overrides), seconds
+
+    def __call__(self, assembly: Assembly, evaluate: Callable[[TokenPolicy], dict[str, float]]) -> None:
+        """Train the policy's world model; leaves the result in it."""
+        folder = Path(assembly.config["run_dir"])
+        config = compose_config("pretrain", ["model=mineworld", f"seed={assembly.config['seed']}", *self._overrides])
+        # The tokenizer is the world's: sequences must be those that the base model was trained on.
+        parts = assembly.parts | {role: archive(config, config[role]) for role in ("training", "validation")}
+        model, dtype = assembly.policy.world_model, assembly.parts["autocast_dtype"]
+        task = make_task(config, parts, model)
+        records = Records(folder, assembly.parts["idm"].spec)
+        seconds = records.value("seconds_per_step", lambda: seconds_per_step(task, dtype))
+        num_steps = max(1, round(self._seconds / seconds))
+        numbers = build(config["pretraining"] | {"num_steps": num_steps}, {}, "pretraining")
+        Pretrainer(task, numbers, RunFolder(folder), dtype).train()
+
+
+def seconds_per_step(task: PretrainingTask, autocast_dtype: torch.dtype | None) -> float:
+    """Wall time of a training step, without leaving a trace in the model."""
+    before = copy.deepcopy(task.module.state_dict())
+    optimizer = torch.optim.AdamW(task.module.parameters(), lr=0.0)
+    device = next(task.module.parameters()).device.type
+    started = time.monotonic()
+    for step in range(_TIMED_STEPS):
+        with torch.autocast(device, autocast_dtype, enabled=autocast_dtype is not None):
+            loss, _ = task.loss(torch.Generator().manual_seed(step))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    task.module.load_state_dict(before)
+    return (time.monotonic() - started) / _TIMED_STEPS

@@ -1,0 +1,105 @@
+"""rlir ship: put what was made among the assets that come with the package.
+
+Weights are stored in float16, prompts as a small recording; each file gets its entry in manifest.json (checksum, making
+command, map set, figures on held-out maps, licence of the game data) and a model card, written from the entry.
+
+    rlir ship runs/pretraining/coach          # the run's own name says what it is
+    rlir ship runs/pretraining/other as=coach world=my/assets
+    rlir ship runs/recordings/test as=test num_clips=256
+    rlir ship visible_slots=[forward_back,left_right,attack,jump,pitch,yaw]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rlir_env.assets
+from rlir_agents.commands.composition import Config, compose_config, describe
+from rlir_agents.commands.run_claim import fingerprint
+from rlir_env.assets import AssetFolder, asset_folder, read_tokenizer, write_prompts
+from rlir_env.assets.cards import write_cards
+from rlir_env.assets.folder import MODELS, RECORDINGS_OF_SPLIT, SPLITS, making_commands
+from rlir_env.checkpoints import load_safetensors, save_safetensors
+
+LICENCES = {"weights": "MIT", "game_data": "Freedoom, BSD-3-Clause"}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Ship a run, a folder of recordings, or facts about the world.
+
+    Raises:
+        ValueError: if what is to be shipped is not there.
+    """
+    sources = [argument for argument in arguments if "=" not in argument]
+    config = compose_config("ship", [argument for argument in arguments if "=" in argument])
+    folder = _open(config["world"])
+    if config["visible_slots"] is not None:
+        folder.manifest.about["visible_slots"] = config["visible_slots"]
+    for source in map(Path, sources):
+        name = ship(folder, source, config)
+        print(f"{source} -> {name} ({folder.manifest.files[name]['bytes'] / 1e6:.2f} MB)")
+    folder.manifest.write()
+    write_cards(folder)
+
+
+def help_text() -> str:
+    """What ``rlir ship --help`` prints."""
+    return f"{__doc__}\n{describe('ship')}"
+
+
+def _open(world: str) -> AssetFolder:
+    if "/" in world:
+        Path(world).mkdir(parents=True, exist_ok=True)
+        return AssetFolder(world)
+    (Path(rlir_env.assets.__file__).parent / world).mkdir(exist_ok=True)
+    return asset_folder(world)
+
+
+def ship(folder: AssetFolder, source: Path, config: Config) -> str:
+    """Copy one thing among the assets and enter it; returns its main file's name."""
+    facts = _facts(source)
+    name = config["as"] or facts.get("name")
+    if name in MODELS:
+        if not facts:
+            raise ValueError(f"{source} has no model.json: give the folder of a finished `rlir pretrain`")
+        return _ship_model(folder, source, name, facts)
+    if name in SPLITS:
+        return _ship_prompts(folder, source, name, config)
+    raise ValueError(f"{source}: say what it is with as=..., one of {', '.join((*MODELS, *SPLITS))}")
+
+
+def _ship_model(folder: AssetFolder, source: Path, name: str, facts: dict[str, Any]) -> str:
+    weights, metadata = load_safetensors(source / "model.safetensors")
+    target = f"{name}.safetensors"
+    save_safetensors(folder.path / target, weights, metadata, torch.float16)
+    facts = {key: value for key, value in facts.items() if key != "name"}
+    if "tokenizer" in facts:
+        _check_tokenizer(folder, source, facts.pop("tokenizer"))
+    folder.manifest.add(target, **facts, licence=LICENCES)
+    return target
+
+
+def _check_tokenizer(folder: AssetFolder, source: Path, trained_on: str) -> None:
+    shipped = read_tokenizer(folder.model_file("tokenizer"))
+    if fingerprint([shipped], torch.float16) != trained_on:
+        raise ValueError(f"{source} was trained on another tokenizer than the shipped one: ship that one first")
+
+
+def _ship_prompts(folder: AssetFolder, source: Path, split: str, config: Config) -> str:
+    tokenizer = read_tokenizer(folder.model_file("tokenizer"))
+    video = folder.path / "prompts" / split / f"{split}.mp4"
+    num_clips = write_prompts(source, video, tokenizer.frame_size, config["num_clips"], seed=config["seed"])
+    for suffix in (".mp4", ".jsonl"):
+        folder.manifest.add(
+            f"prompts/{split}/{split}{suffix}",
+            making_command=f"{making_commands(split)} num_clips={config['num_clips']} seed={config['seed']}",
+            recordings=RECORDINGS_OF_SPLIT[split],
+            num_clips=num_clips,
+            licence=LICENCES,
+        )
+    return f"prompts/{split}/{split}.mp4"

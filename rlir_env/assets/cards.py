@@ -1,0 +1,59 @@
+"""Model cards: what a shipped file is, how it was made and what it is good for, written from the manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlir_env.assets.folder import MODELS, AssetFolder
+
+_PURPOSES = {
+    "tokenizer": "Turns frames into codes and back (MineWorld's VQ-VAE at preset size). Frozen in post-training.",
+    "coach": "Reads game actions from video (VPT's inverse dynamics model at preset size). It rewards; what it does not "
+    "see cannot be learnt, and what it misreads can be exploited.",
+    "judge": "Reads game actions from video, of the coach's architecture, trained on other maps from another seed. For "
+    "final figures only: a judge that has been optimised against is no judge.",
+    "mineworld": "Continues gameplay token by token under game actions (MineWorld's architecture at preset size). The "
+    "base model of post-training: it has seen no reward.",
+}
+_LIMITS = (
+    "Trained on gameplay of one engine without monsters, at a low resolution, by an explorer rather than by people: "
+    "made for studying post-training, not for use on other video."
+)
+
+
+def write_cards(folder: AssetFolder) -> None:
+    """Write ``<name>.md`` beside every model that the manifest lists."""
+    for name in MODELS:
+        entry = folder.manifest.files.get(f"{name}.safetensors")
+        if entry is not None:
+            (folder.path / f"{name}.md").write_text(card(name, entry), encoding="utf-8")
+
+
+def card(name: str, entry: dict[str, Any]) -> str:
+    """The card of one model, Markdown.
+
+    Args:
+        name: one of the models of a world.
+        entry: of the manifest.
+    """
+    figures = "".join(f"| {key} | {value:g} |\n" for key, value in entry.get("validation", {}).items())
+    return f"""# {name}.safetensors
+
+{_PURPOSES[name]}
+
+| | |
+|---|---|
+| parameters | {entry["num_parameters"]:,} |
+| stored | float16, {entry["bytes"] / 1e6:.2f} MB |
+| trained on | map set `{entry["recordings"]}`, {entry["num_frames"]:,} frames, {entry["num_steps"]:,} steps |
+| made by | `{entry["making_command"]}` |
+| sha256 | `{entry["sha256"]}` |
+| licence | weights {entry["licence"]["weights"]}; game data {entry["licence"]["game_data"]} |
+
+Figures on map set `{entry["validation_recordings"]}`, which training has not seen:
+
+| figure | value |
+|---|---|
+{figures}
+{_LIMITS}
+"""
