@@ -2,7 +2,7 @@
 
 Who is the agent? The world model. Its action is the next visual token of the video; what the player pressed, the game
 action, is part of the observation, all of it known from the reset on. (Newcomers expect the opposite.) When the video
-is complete, an inverse dynamics model reads the game actions back from it, and the share it reads rightly is the reward.
+is complete, an inverse dynamics model reads the game actions back from it, and what it reads rightly is the reward.
 
 What this shows: the loop that every Gymnasium user knows, played by a random agent and by one that obeys, and the two
 videos. How it differs from the paper: nothing learns here, and the reward is the mean over slots instead of Eq. 3 to

@@ -27,9 +27,7 @@ from rlir_env.layout import TokenLayout
 
 
 @torch.no_grad()
-def collect(
-    env: TokenGenerationEnv, policy: TokenPolicy, tensordict: TensorDictBase | None = None
-) -> TensorDict:
+def collect(env: TokenGenerationEnv, policy: TokenPolicy, tensordict: TensorDictBase | None = None) -> TensorDict:
     """Collect whole videos, bitwise equal to :func:`collect_stepwise` for the same state.
 
     One tensordict instead of one a step: the states of all steps share the memory of T + 1 of them, constants that of

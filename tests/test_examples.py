@@ -6,6 +6,7 @@ To put a world model of yours through the same tests, add it to `WORLD_MODELS`.
 import importlib.util
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -208,13 +209,21 @@ def test_a_world_model_learns(world_model, tmp_path):
 # What is written in Markdown
 
 
+def blocks_of(path: Path, language: str) -> list[str]:
+    """Fenced blocks of a Markdown file, those inside of lists too."""
+    pattern = rf"^( *)```{language}\n(.*?)^\1```"
+    found = re.findall(pattern, path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, block in found]
+
+
 def snippets() -> list[tuple[str, str]]:
-    """All Python of the READMEs that must run, by file and number."""
-    found = []
-    for path in (ROOT / "README.md", *sorted(EXTENDING.glob("*/README.md"))):
-        blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        found += [(f"{path.relative_to(ROOT)}:{number}", block) for number, block in enumerate(blocks)]
-    return found
+    """All Python of the READMEs, by file and number."""
+    paths = (ROOT / "README.md", *sorted(EXTENDING.glob("*/README.md")))
+    return [
+        (f"{path.relative_to(ROOT)}:{number}", block)
+        for path in paths
+        for number, block in enumerate(blocks_of(path, "python"))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +238,15 @@ def test_snippets_run(snippet, tmp_path, monkeypatch):
     for path in ("reward/smoothness.py", "algorithm/gspo.py", "world_model/gru.py"):
         load(f"extending/{path}")
     exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
+
+
+def test_a_sum_of_rewards_in_yaml():
+    load("extending/reward/smoothness.py")
+    world = identity_world()
+    (block,) = blocks_of(EXTENDING / "reward" / "README.md", "yaml")
+    reward_fn = build(yaml.safe_load(block), {"idm": world.coach, "slots": None})
+    entries = reward_fn.zeros(1, 3, 2)
+    assert {"reader_frame_reward", "quiet_frame_reward", "frame_match"} <= set(entries.keys())
 
 
 def test_the_readme_names_what_exists():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 

@@ -24,8 +24,8 @@ from rlir_env.layout import TokenLayout
 class TokenPolicy(TensorDictModuleBase):
     """The world model is the agent: it samples visual tokens; game actions are part of what it reads.
 
-    It always samples, whatever TorchRL's exploration type says: with modes, siblings would be identical, advantages zero,
-    and nothing would be learnt, without an error. Ids of action words have no probability.
+    It always samples, whatever TorchRL's exploration type says: with modes, siblings would be identical, advantages
+    zero, and nothing would be learnt, without an error. Ids of action words have no probability.
 
     The distribution is that of the sampler in both modes. With ``top_p < 1`` log-probabilities are those under the
     truncated distribution, and a stored action stays in its support in sequence mode (see `TokenSampler.truncate`);
@@ -156,8 +156,7 @@ class TokenPolicy(TensorDictModuleBase):
     def _common_position(self, tensordict: TensorDictBase) -> int:
         if tensordict.batch_dims != 1:
             raise ValueError(
-                f"step mode needs a flat batch [B], got {list(tensordict.batch_size)}; "
-                "for trajectories use get_dist"
+                f"step mode needs a flat batch [B], got {list(tensordict.batch_size)}; for trajectories use get_dist"
             )
         position = tensordict["position"]
         first = int(position[0])

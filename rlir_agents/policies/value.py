@@ -29,9 +29,7 @@ class TokenValue(TensorDictModuleBase):
         head: From h to one number; starts at zero, so that the first advantages are the rewards.
     """
 
-    def __init__(
-        self, world_model: TokenWorldModel, *, autocast_dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, world_model: TokenWorldModel, *, autocast_dtype: torch.dtype | None = None) -> None:
         """Put a head on a world model.
 
         Args:
@@ -48,7 +46,7 @@ class TokenValue(TensorDictModuleBase):
         self.autocast_dtype = autocast_dtype
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write ``state_value`` float32 ``[..., T, 1]`` for trajectories ``[..., T]``, or ``[B, 1]`` for states ``[B]``.
+        """Write ``state_value``, float32 ``[..., T, 1]`` of trajectories ``[..., T]`` or ``[B, 1]`` of states ``[B]``.
 
         Raises:
             ValueError: if the steps of a row do not belong to one trajectory.

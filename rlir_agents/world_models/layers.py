@@ -51,7 +51,7 @@ class Rotary(NamedTuple):
 def rotary_table(num_positions: int, head_dim: int, theta: float, device: torch.device) -> Rotary:
     """Angles of positions 0 .. n-1, float32: ``position * theta ** (-2 j / d)``, the halves repeated.
 
-    The minus sign of ``rot(u) = [-u2, u1]`` is folded into ``sin``, so that a roll by d/2 replaces negate and concatenate.
+    The minus sign of ``rot(u) = [-u2, u1]`` is folded into ``sin``: a roll by d/2 replaces negating and concatenating.
     """
     half = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
     positions = torch.arange(num_positions, device=device, dtype=torch.float32)

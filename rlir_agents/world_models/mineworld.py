@@ -136,9 +136,7 @@ class MineWorldDecoding(DecodingWeights):
         self.norm = trunk.norm.weight.detach().clone()
         # Ids of action words are never sampled: their scores are not even computed.
         self.head = model.transformer.lm_head.weight.detach()[: model.num_codes].to(dtype, copy=True)
-        table = rotary_table(
-            model.max_length, model.config.head_dim, model.config.rope_theta, self.device
-        )
+        table = rotary_table(model.max_length, model.config.head_dim, model.config.rope_theta, self.device)
         self.rotary = Rotary(*(entry.to(dtype) for entry in table))
 
     def new_cache(self, num_rows: int, max_length: int) -> KVCache:
@@ -223,9 +221,7 @@ class _MLP(nn.Module):
 
 def _cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
     """A detached copy: matrices in ``dtype``, norms as they are."""
-    return LayerWeights(
-        *(w.detach().to(dtype if w.ndim == 2 else w.dtype, copy=True) for w in weights)
-    )
+    return LayerWeights(*(w.detach().to(dtype if w.ndim == 2 else w.dtype, copy=True) for w in weights))
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

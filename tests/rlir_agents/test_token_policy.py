@@ -260,7 +260,8 @@ def test_other_torchrl_losses_run_on_sequences() -> None:
     env = make_env()
     policy, critic = make_policy(env), make_critic()
     rollout = collect(env, policy).flatten(0, 1)
-    rollout["advantage"], rollout["value_target"] = torch.ones(6, 3, 1), torch.zeros(6, 3, 1)
+    # A2C multiplies log-probs [B, T, k, 1]; unlike the clipped loss it does not spread [B, T, 1] over tokens itself.
+    rollout["advantage"], rollout["value_target"] = torch.ones(6, 3, 1, 1), torch.zeros(6, 3, 1)
     loss = A2CLoss(policy, critic, entropy_coeff=0.0, functional=False)
     log_prob = policy.get_dist(rollout).log_prob(rollout["action"])
     torch.testing.assert_close(loss(rollout)["loss_objective"], -log_prob.mean(), atol=1e-5, rtol=1e-5)

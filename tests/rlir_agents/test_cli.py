@@ -1,0 +1,190 @@
+"""The command line: its messages, and a tiny world shipped, trained on, evaluated and compared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import pytest
+import torch
+
+import rlir_env
+from rlir_agents import policy_from_assets
+from rlir_agents.cli import VERBS, main
+from rlir_env.assets import load_judge, load_world
+from tiny_assets import SPLITS, VISIBLE, make_tiny_assets
+
+pytest.importorskip("av")
+
+TINY = [
+    *("device=cpu", "num_threads=1", "env.num_prompts=2", "env.group_size=2", "trainer.num_iterations=2"),
+    *("trainer.num_minibatches=1", "evaluation.num_dev_clips=2", "evaluation.top_p=[0.8,1.0]"),
+]
+
+
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory) -> Path:
+    return make_tiny_assets(tmp_path_factory.mktemp("world"))
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {verb} " in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"rlir {verb}: ") and "Keys:" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["fly"], "no verb 'fly'; use one of record, pretrain"),
+        (["train", "trainer.nun_iterations=1"], "no key 'trainer.nun_iterations'; keys of trainer are num_iterations"),
+        (["train", "world.frozen.name=mars"], "no world 'mars'"),
+        (["record", "quake"], "rlir record doom"),
+        (["record", "validate", "nowhere"], "no recordings here"),
+        (["ship", "nowhere"], "say what it is with as="),
+        (["pretrain"], "give model=..."),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_what_was_shipped_is_loaded(assets):
+    world = load_world(str(assets))
+    assert {split: world.prompts[split].num_prompts for split in world.prompts} == SPLITS
+    assert world.prompts["test"].get([0]).target_frames.shape == (1, 15, 3, 8, 16)
+    assert world.visible_slots == tuple(VISIBLE)
+    assert [len(row) for row in world.class_frequency] == list(world.coach.spec.num_classes)
+    assert not any(p.requires_grad for p in world.coach.parameters())
+    assert load_judge(str(assets)).spec == world.coach.spec
+    manifest = json.loads((assets / "manifest.json").read_text())
+    assert manifest["files"]["prompts/dev/dev.mp4"]["num_clips"] == 2
+    assert "rlir pretrain model=coach" in (assets / "coach.md").read_text()
+
+
+def test_prompts_keep_their_game_actions(assets):
+    # The recording presses forward on every other frame, so a clip's lines alternate, whichever it is.
+    forward = load_world(str(assets)).prompts["test"].get(range(4)).game_action[..., 0]
+    assert (forward.diff(dim=1).abs() == 1).all()
+
+
+def test_a_file_that_is_not_the_manifests_is_refused(assets, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(assets, tmp_path / "assets")
+    (folder / "coach.safetensors").write_bytes((folder / "judge.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="rlir pretrain model=coach"):
+        load_world(str(folder))
+    (folder / "coach.safetensors").unlink()
+    with pytest.raises(ValueError, match="coach.safetensors is missing; make it with `rlir pretrain model=idm idm=coach"):
+        load_world(str(folder))
+
+
+def test_the_base_model_plays_in_gymnasiums_env(assets):
+    env = gymnasium.make(rlir_env.MINEWORLD_ID, world=str(assets), tokens_per_step="frame")
+    core, policy = env.unwrapped.core, policy_from_assets(str(assets))
+    reward = core.rollout(core.num_steps, policy)["next", "reward"]
+    assert reward.shape == (1, 15, 1) and 0 <= reward[0, -1] <= 1
+
+
+def test_training_leaves_summary_and_report(assets, tmp_path, capsys):
+    run = ["train", f"world.frozen.name={assets}", f"run_dir={tmp_path}/run", *TINY, "install_seconds=7"]
+    assert main(run) == 0
+    table = capsys.readouterr().out
+    assert "before (base model)" in table and "share of gap closed" in table
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for reader in ("judge_f1", "coach_f1"):
+        assert summary[reader].keys() == {"before", "after", "ceiling", "ceiling_reconstruction", "gain_ci95"}
+    assert summary["num_clips"] == SPLITS["test"] and summary["install_seconds"] == 7
+    assert summary["counted_slots"] == ["forward_back", "jump"]
+    assert summary["top_p"].keys() == {"before", "after"} and summary["training_seconds"] < summary["seconds"]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    # Again: everything is found, nothing is computed anew.
+    assert main(run) == 0
+    assert "evaluating" not in capsys.readouterr().out
+    again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert again["judge_f1"] == summary["judge_f1"] and again["figures"] == summary["figures"]
+    # Another run in the same folder is refused.
+    assert main([*run, "optimizer.lr=1"]) == 2
+    assert "other settings (optimizer.lr)" in capsys.readouterr().err
+
+
+def test_evaluate_and_generate(assets, tmp_path, capsys):
+    shared = [f"world.frozen.name={assets}", "device=cpu", "num_threads=1"]
+    assert main(["evaluate", *shared, "evaluation.top_p=[1.0]", "split=test"]) == 0
+    table = capsys.readouterr().out
+    assert "judge F1" in table and "real video (ceiling)" in table
+    assert main(["evaluate", *shared, "evaluation.top_p=[1.0]", "controls=false"]) == 0
+    assert "judge" not in capsys.readouterr().out  # dev prompts are the coach's
+    assert main(["generate", *shared, f"folder={tmp_path}", "evaluation.num_clips=2"]) == 0
+    assert len(list(tmp_path.glob("clip_*.mp4"))) == 2
+
+
+def test_compare_is_resumable(assets, tmp_path, capsys):
+    results = tmp_path / "results.json"
+    overrides = [f"world.frozen.name={assets}", *TINY]
+    run = ["compare", f"overrides=[{','.join(map(quoted, overrides))}]", "seeds=[0]", "readme=null"]
+    run += ["~arms.more_pretraining", f"folder={tmp_path}/runs", f"results={results}"]
+    assert main(run) == 0
+    entries = json.loads(results.read_text())
+    assert [(entry["paradigm"], entry["arm"], entry["seed"]) for entry in entries] == [
+        ("autoregressive", "rlir", 0),
+        ("autoregressive", "shuffled_actions", 0),
+    ]
+    capsys.readouterr()
+    assert main(run) == 0
+    assert "evaluating" not in capsys.readouterr().out
+    assert json.loads(results.read_text()) == entries
+
+
+def quoted(override: str) -> str:
+    """An override as an element of a list in hydra's grammar."""
+    return f"'{override}'"
+
+
+def test_pretraining_leaves_what_can_be_shipped(assets, tmp_path, monkeypatch):
+    from tiny_assets import write_gameplay
+
+    for name in ("coach", "dev"):
+        write_gameplay(tmp_path / "recordings" / name, 64, seed=1)
+    run = ["pretrain", "model=idm", f"run_dir={tmp_path}/coach", f"recordings.folder={tmp_path}/recordings"]
+    run += [f"archives={tmp_path}/archives", "frame_size=[8,16]", "pretraining.num_steps=2", "num_threads=1"]
+    run += ["network.config.hidsize=16", "network.config.impala_outsize=8", "network.config.conv3d_channels=4"]
+    run += ["network.config.impala_channels=[4,4]", "task.clips_per_batch=2"]
+    assert main(run) == 0
+    facts = json.loads((tmp_path / "coach" / "model.json").read_text())
+    assert facts["recordings"] == "coach" and facts["num_frames"] == 64 and "f1" in facts["validation"]
+    first = (tmp_path / "coach" / "model.safetensors").read_bytes()
+    assert main(run) == 0  # goes on from the end: nothing left to do
+    assert (tmp_path / "coach" / "model.safetensors").read_bytes() == first
+    assert main(["ship", f"{tmp_path}/coach", f"world={tmp_path}/assets"]) == 0
+    assert (tmp_path / "assets" / "coach.md").is_file()
+
+
+def test_an_installed_wheel_trains_in_an_empty_folder(tmp_path):
+    pytest.importorskip("hatchling", reason="building the wheel needs hatchling")
+    root = Path(__file__).parents[2]
+    wheels, target, empty = tmp_path / "wheels", tmp_path / "target", tmp_path / "empty"
+    empty.mkdir()
+    quiet = {"check": True, "capture_output": True, "text": True}
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)], cwd=root, **quiet)
+    (wheel,) = wheels.glob("*.whl")
+    install = ["install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], cwd=empty, **quiet)
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    overrides = ["experiment=identity", "trainer.num_iterations=2", "num_threads=1"]
+    code = f"import rlir_agents.cli as c; print(c.__file__); raise SystemExit(c.main({['train', *overrides]!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=empty, env=environment, **quiet)
+    assert done.stdout.startswith(str(target))
+    assert (empty / "runs" / "identity" / "summary.json").is_file()

@@ -1,0 +1,192 @@
+"""Every YAML file of every group makes what it names, and a wrong key is answered with the right ones."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from rlir_agents.commands.assembly import assemble
+from rlir_agents.commands.building import build, keywords_of
+from rlir_agents.commands.composition import compose_config, config_folder, describe
+from rlir_agents.losses import GRPOLoss
+from rlir_agents.policies import TokenValue
+
+IDENTITY = ["experiment=identity", "num_threads=1"]
+
+
+def options(group: str) -> list[str]:
+    """Names of the YAML files of a group."""
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def nodes(node):
+    """All nodes with a target, innermost first."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        yield from nodes(child)
+    if isinstance(node, dict) and "_target_" in node:
+        yield node
+
+
+ROOT_OF_GROUP = {
+    **dict.fromkeys(("algorithm", "credit", "env", "experiment", "logger", "policy", "prompts", "reward"), "train"),
+    **dict.fromkeys(("world", "world_model"), "train"),
+    **dict.fromkeys(("model", "recordings", "idm", "tokenizer"), "pretrain"),
+}
+MODEL_OF_GROUP = {"idm": "idm", "tokenizer": "tokenizer", "recordings": "idm"}
+MANDATORY = {"recordings": ["prompts.folder=x"], "checkpoint": ["world_model.path=x"]}
+
+
+def test_every_group_is_tested():
+    assert {path.name for path in config_folder().iterdir() if path.is_dir()} == set(ROOT_OF_GROUP)
+
+
+@pytest.mark.parametrize(
+    "group, option", [(group, option) for group in ROOT_OF_GROUP for option in options(group)]
+)
+def test_every_key_is_a_keyword(group, option):
+    overrides = [f"{group}={option}"]
+    if group in MODEL_OF_GROUP:
+        overrides.append(f"model={MODEL_OF_GROUP[group]}")
+    if group in ("prompts", "world_model"):
+        overrides += MANDATORY.get(option, [])
+    config = compose_config(ROOT_OF_GROUP[group], overrides)
+    found = list(nodes(config))
+    assert found
+    for node in found:
+        target = node["_target_"]
+        if target.startswith("torchrl.record.loggers."):  # import only what the extra provides
+            continue
+        from hydra.utils import get_object
+
+        assert node.keys() - {"_target_"} <= keywords_of(get_object(target)).keys(), target
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{group}={option}"
+        for group in ("reward", "credit", "algorithm", "prompts", "policy", "env")
+        for option in options(group)
+    ],
+)
+def test_every_part_of_training_is_built(override, tmp_path):
+    extra = {
+        "algorithm=ppo": ["credit=gae"],
+        "credit=gae": ["algorithm=ppo"],
+        "prompts=recordings": [f"prompts.folder={tmp_path}", "prompts.num_frames=4"],
+    }
+    if override == "prompts=recordings":
+        write_gameplay(tmp_path)
+    config = compose_config("train", [*IDENTITY, override, *extra.get(override, [])])
+    assembly = assemble(config)
+    assert assembly.parts["optimizer"].param_groups[0]["params"]
+    assert torch.isfinite(assembly.parts["env"].rollout(1, assembly.policy)["next", "reward"]).all()
+
+
+@pytest.mark.parametrize("experiment", ["identity", "identity_ppo"])
+def test_experiments_without_assets_are_built(experiment):
+    assembly = assemble(compose_config("train", [f"experiment={experiment}"]))
+    assert (assembly.parts["critic"] is not None) == (experiment == "identity_ppo")
+    if experiment == "identity_ppo":  # its own trunk: the two must not share weights
+        assert isinstance(assembly.parts["critic"], TokenValue)
+        assert assembly.parts["critic"].world_model is not assembly.policy.world_model
+
+
+def test_the_leash_has_its_own_copy_of_the_base_model():
+    parts = assemble(compose_config("train", [*IDENTITY, "algorithm=grpo"])).parts
+    assert isinstance(parts["loss"], GRPOLoss) and parts["loss"].kl_coeff == 0.05
+    assert not any(p.requires_grad for p in parts["reference_policy"].parameters())
+    assert all(p.requires_grad for p in parts["policy"].parameters())
+
+
+# The published sizes: reference page, sections 1.1 and 2.2. The preset: 10 MB in float16 are 5,000,000 parameters.
+SIZES = {
+    "world_model=mineworld_300m": 321_049_600,
+    "world_model=mineworld_700m": 725_985_280,
+    "world_model=mineworld_1200m": 1_229_301_760,
+    "tokenizer=vq_mineworld": 146_244_675,
+}
+
+
+@pytest.mark.parametrize("override, num_parameters", SIZES.items())
+def test_published_sizes(override, num_parameters):
+    group = override.partition("=")[0]
+    model = {"world_model": "mineworld", "tokenizer": "tokenizer"}[group]
+    with torch.device("meta"):
+        built = build(compose_config("pretrain", [f"model={model}", override])["network"], {})
+    assert sum(p.numel() for p in built.parameters()) == num_parameters
+
+
+BUDGET = {"tokenizer": 3e6, "idm": 3e6, "mineworld": 10e6}  # bytes, stored in float16
+
+
+@pytest.mark.parametrize("model, budget", BUDGET.items())
+def test_presets_fit_the_budget(model, budget):
+    with torch.device("meta"):
+        built = build(compose_config("pretrain", [f"model={model}"])["network"], {})
+    assert 2 * sum(p.numel() for p in built.parameters()) < budget
+
+
+def test_judge_and_coach_differ_in_maps_and_seed_only():
+    coach, judge = (compose_config("pretrain", ["model=idm", f"idm={name}"]) for name in ("coach", "judge"))
+    assert coach["network"] == judge["network"]
+    assert (coach["training"], judge["training"]) == ("coach", "judge")
+    assert coach["seed"] != judge["seed"] and coach["pretraining"]["seed"] == coach["seed"]
+    assert coach["run_dir"] != judge["run_dir"]
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["trainer.num_iteration=3"], "keys of trainer are num_iterations, num_epochs"),
+        (["lr=3"], "keys of this verb are"),
+        (["reward=inverse"], "Available options in 'reward'"),
+        (["experiment=none_such"], "Available options in 'experiment'"),
+        (["prompts=recordings"], "give prompts.folder=..."),
+        (["nonsense"], "write key=value"),
+    ],
+)
+def test_a_wrong_override_is_answered_with_the_right_ones(overrides, message):
+    with pytest.raises(ValueError, match="(?s)" + message.replace(".", r"\.")):
+        compose_config("train", overrides)
+
+
+def test_a_wrong_keyword_is_answered_with_the_right_ones():
+    with pytest.raises(ValueError, match="reward: InverseDynamicsReward has no mach; it has idm, match"):
+        build({"_target_": "rlir_env.rewards.InverseDynamicsReward", "mach": "x"}, {}, "reward")
+    with pytest.raises(ValueError, match="needs idm"):
+        build({"_target_": "rlir_env.rewards.InverseDynamicsReward"}, {}, "reward")
+
+
+def test_what_the_config_gives_wins_over_the_run():
+    node = {"_target_": "fractions.Fraction", "numerator": 1}
+    assert build(node, {"numerator": 5, "denominator": 2}) == 0.5
+
+
+def test_help_names_groups_and_keys():
+    text = describe("train")
+    assert "equation_3" in text and "num_iterations" in text and "doom_paper" in text
+
+
+def write_gameplay(folder, num_frames=16, size=(4, 8)):
+    """A recording that fits the identity world's frames."""
+    pytest.importorskip("av")
+    import numpy as np
+
+    from rlir_env.game_actions import env_action_to_event
+    from rlir_env.recordings import write_recording
+
+    noise = np.random.default_rng(0)
+    frames = noise.integers(0, 255, (num_frames, *size, 3), np.uint8)
+    keys = noise.integers(0, 2, num_frames)
+    events = [env_action_to_event({"forward": int(k), "jump": 1 - int(k), "camera": [0, 3]}) for k in keys]
+    write_recording(folder / "play.mp4", frames, events, fps=6)
+
+
+def test_optional_loggers_are_named():
+    for name in options("logger"):
+        config = compose_config("train", [f"logger={name}"])
+        assert config["logger"]["_target_"].startswith("torchrl.record.loggers.")
+    if importlib.util.find_spec("tensorboard") is None:
+        pytest.skip("the extra tensorboard is not installed")
