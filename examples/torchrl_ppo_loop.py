@@ -6,8 +6,8 @@ a trainer. How it differs from the paper: no KL, no learning rate schedule, one 
 slots (or balanced over classes, for Doom) instead of Eq. 3 to the letter, nothing is evaluated or stored, and the
 default world is a toy that is learnt in seconds. `rlir train` has the rest.
 
-    python examples/torchrl_ppo_loop.py                # the identity world, a transformer of 30,000 weights
-    python examples/torchrl_ppo_loop.py --world doom   # the shipped world and its base model; minutes an iteration
+    python examples/torchrl_ppo_loop.py                # the identity world, a transformer of 21,000 weights
+    python examples/torchrl_ppo_loop.py --world doom   # the shipped world and its base model
 """
 
 import argparse

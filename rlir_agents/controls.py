@@ -9,6 +9,7 @@ Letters: N clips, F frames, S slots.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -53,9 +54,9 @@ class ShuffledGameActions(PromptSource):
         """As many as are wrapped."""
         return self._prompts.num_prompts
 
-    def get(self, indices: Tensor) -> GenerationPrompt:
+    def get(self, indices: Tensor | Sequence[int]) -> GenerationPrompt:
         """The prompts with the game actions of others."""
-        other = self._prompts.get(self._other[indices])
+        other = self._prompts.get(self._other[torch.as_tensor(indices, dtype=torch.long)])
         taken = {name: getattr(other, name) for name in self._entries}
         return replace(self._prompts.get(indices), **taken)
 

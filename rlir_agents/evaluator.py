@@ -133,6 +133,7 @@ class Evaluator:
 
         def copy(index: Tensor) -> Tensor:
             prompt = self.prompts.get(index)
+            assert prompt.target_frames is not None  # checked by the constructor
             last = prompt.context_frames[:, -1:]  # [n, 1, 3, H, W]
             repeated = last.expand(-1, prompt.target_frames.shape[1], -1, -1, -1)
             return torch.cat([prompt.context_frames, repeated], dim=1)
@@ -154,6 +155,7 @@ class Evaluator:
     def _read(self, frames: Tensor, index: Tensor) -> Evaluation:
         prompt = self.prompts.get(index)
         target = prompt.target_frames
+        assert target is not None  # checked by the constructor
         generated = frames[:, -target.shape[1] :].cpu()
         is_kept = index < self.num_videos
         return Evaluation(

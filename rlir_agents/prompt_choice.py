@@ -5,6 +5,7 @@ Prompts from a folder of recordings are `rlir_env.prompts.ClipPrompts.from_folde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class FirstPrompts(PromptSource):
         """As many as were asked for."""
         return self._num_prompts
 
-    def get(self, indices: torch.Tensor) -> GenerationPrompt:
+    def get(self, indices: torch.Tensor | Sequence[int]) -> GenerationPrompt:
         """The prompts with these indices, long ``[P]``."""
         return self._prompts.get(indices)
 

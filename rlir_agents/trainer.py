@@ -184,6 +184,7 @@ class Trainer:
         if not every or (self.iteration % every and not is_forced):
             return {}
         with self._watch("evaluate"):
+            assert self.evaluate is not None  # checked by the constructor
             figures = dict(self.evaluate(self.policy))
         best_by = self.config.keep_best_by
         if best_by is not None and figures[best_by] > self._best:

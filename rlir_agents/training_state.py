@@ -48,7 +48,9 @@ def random_state() -> dict[str, Any]:
 
     Our own code draws from seeds that it is handed; this covers code that does not.
     """
-    algorithm, keys, position, has_gauss, cached_gaussian = np.random.get_state()
+    of_numpy = np.random.get_state()
+    assert isinstance(of_numpy, tuple)  # a dict only if asked for
+    algorithm, keys, position, has_gauss, cached_gaussian = of_numpy
     return {
         "python": random.getstate(),
         "numpy": [algorithm, torch.from_numpy(keys.copy()), position, has_gauss, cached_gaussian],

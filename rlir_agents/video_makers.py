@@ -10,6 +10,7 @@ Letters: n videos, B rows of the env, P prompts, G group size, T steps, F frames
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -21,8 +22,8 @@ from rlir_env.prompts import GenerationPrompt
 from rlir_env.rewards import RewardFn
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
-Collect = Callable[[VideoGenerationEnv, Policy, TensorDictBase], TensorDictBase]
-"""From env, policy and initial state, [B], to a rollout, [P, G, T]."""
+Collect = Callable[[Any, Any, TensorDictBase], TensorDictBase]
+"""From env and policy of one paradigm and an initial state, [B], to a rollout, [P, G, T]."""
 MakeVideos = Callable[[Tensor], Tensor]
 """From prompt indices, long [n], to videos, float [n, F, 3, H, W] in [0, 1] or uint8."""
 
@@ -61,6 +62,7 @@ def generator(env: VideoGenerationEnv, policy: Policy, collect_fn: Collect, seed
 
 def real_frames(prompt: GenerationPrompt) -> Tensor:
     """Given frames and real continuation, uint8 [n, F, 3, H, W]."""
+    assert prompt.target_frames is not None  # the evaluator asks for prompts that have them
     return torch.cat([prompt.context_frames, prompt.target_frames], dim=1)
 
 

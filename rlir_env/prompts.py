@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -52,9 +52,11 @@ class GenerationPrompt:
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> GenerationPrompt:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
         return GenerationPrompt(
-            **{name: None if value is None else change(value) for name, value in values.items()}
+            change(self.context_frames),
+            change(self.game_action),
+            change(self.game_action_word),
+            None if self.target_frames is None else change(self.target_frames),
         )
 
 
@@ -161,8 +163,13 @@ class ClipPrompts(PromptSource):
             raise ValueError(
                 f"{folder}: no clip of {num_frames} frames ({source.report.to_text()})"
             )
-        columns = (torch.stack([clip[column] for clip in clips]) for column in range(3))
-        return cls(*columns, num_context_frames=num_context_frames, has_targets=has_targets)
+        return cls(
+            torch.stack([clip.frames for clip in clips]),
+            torch.stack([clip.game_action for clip in clips]),
+            torch.stack([clip.game_action_word for clip in clips]),
+            num_context_frames,
+            has_targets,
+        )
 
     @property
     def num_prompts(self) -> int:

@@ -29,8 +29,8 @@ def build(node: Any, parts: Mapping[str, Any], name: str = "config") -> Any:
         ValueError: for a keyword that a constructor does not have, or one that is missing.
 
     Example:
-        >>> build({"_target_": "fractions.Fraction", "numerator": 1}, {"denominator": 2})
-        Fraction(1, 2)
+        >>> build({"_target_": "rlir_agents.trainer_config.TrainerConfig", "num_iterations": 3}, {"seed": 7}).seed
+        7
     """
     if isinstance(node, list):
         return [build(entry, parts, f"{name}[{index}]") for index, entry in enumerate(node)]

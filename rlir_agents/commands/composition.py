@@ -68,7 +68,10 @@ def _plain(config: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"give {', '.join(f'{key}=...' for key in missing)}")
-    return OmegaConf.to_container(config, resolve=True)
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
@@ -97,7 +100,7 @@ def _unknown_key(config: DictConfig, override: str) -> str | None:
     for depth, name in enumerate(path):
         if not isinstance(node, DictConfig) or name not in node:
             place = ".".join(path[:depth])
-            valid = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
+            valid = ", ".join(str(key) for key in node if key != "_target_") if isinstance(node, DictConfig) else "none"
             return f"no key {key.lstrip('+~')!r}; keys of {place or 'this verb'} are {valid}"
         node = node[name] if not OmegaConf.is_missing(node, name) else None
     return None

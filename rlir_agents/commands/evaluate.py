@@ -1,8 +1,8 @@
 """rlir evaluate: measure how well a world model follows game actions, beside the controls that say what it is worth.
 
-    rlir evaluate                             # the shipped base model on dev prompts, by the coach
-    rlir evaluate weights=runs/demo/policy.safetensors
-    rlir evaluate split=test                  # by coach and judge, for final figures
+rlir evaluate                             # the shipped base model on dev prompts, by the coach
+rlir evaluate weights=runs/demo/policy.safetensors
+rlir evaluate split=test                  # by coach and judge, for final figures
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def help_text() -> str:
     return f"{__doc__}\n{describe('evaluate')}"
 
 
-def _evaluations(
-    config: Config, parts: Parts, evaluator: Evaluator
-) -> Iterator[tuple[str, Callable[[], Evaluation]]]:
+def _evaluations(config: Config, parts: Parts, evaluator: Evaluator) -> Iterator[tuple[str, Callable[[], Evaluation]]]:
     env = make_env(config, parts, evaluator.prompts, num_rows=1)
     for top_p in config["evaluation"]["top_p"]:
         policy = load_policy(config, parts, env, top_p)

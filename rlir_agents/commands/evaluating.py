@@ -86,9 +86,7 @@ def quoted_slots(parts: Parts) -> list[str]:
     return [slot.name for slot in spec.slots if slot.name in visible and not slot.is_ordered]
 
 
-def best_top_p(
-    assembly: Assembly, policy: TokenPolicy, evaluator: Evaluator, choices: Sequence[float]
-) -> float:
+def best_top_p(assembly: Assembly, policy: TokenPolicy, evaluator: Evaluator, choices: Sequence[float]) -> float:
     """The top-p at which a policy follows game actions best, by the coach on dev prompts."""
     if len(choices) == 1:
         return choices[0]

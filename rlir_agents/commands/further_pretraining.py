@@ -57,7 +57,7 @@ def seconds_per_step(task: PretrainingTask, autocast_dtype: torch.dtype | None) 
     started = time.monotonic()
     for step in range(_TIMED_STEPS):
         with torch.autocast(device, autocast_dtype, enabled=autocast_dtype is not None):
-            loss, _ = task.loss(torch.Generator().manual_seed(step))
+            loss, _ = task.loss(step, torch.Generator().manual_seed(step))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

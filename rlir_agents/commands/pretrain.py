@@ -112,5 +112,7 @@ def make_task(config: Config, parts: dict[str, Any], model: torch.nn.Module) -> 
 
 def class_shares(gameplay: FrameArchive) -> list[list[float]]:
     """How often every class of every slot occurs, one row a slot."""
-    counts = [np.bincount(column, minlength=n) for column, n in zip(gameplay.slots.T, MINECRAFT.num_classes, strict=True)]
+    counts = [
+        np.bincount(column, minlength=n) for column, n in zip(gameplay.slots.T, MINECRAFT.num_classes, strict=True)
+    ]
     return [(row / row.sum()).round(6).tolist() for row in counts]

@@ -4,7 +4,7 @@ Weights are stored in float16, prompts as a small recording; each file gets its 
 command, map set, figures on held-out maps, licence of the game data) and a model card, written from the entry.
 
     rlir ship runs/pretraining/coach          # the run's own name says what it is
-    rlir ship runs/pretraining/other as=coach world=my/assets
+    rlir ship runs/pretraining/other as=coach into=my/assets
     rlir ship runs/recordings/test as=test num_clips=256
     rlir ship visible_slots=[forward_back,left_right,attack,jump,pitch,yaw]
 """
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     sources = [argument for argument in arguments if "=" not in argument]
     config = compose_config("ship", [argument for argument in arguments if "=" in argument])
-    folder = _open(config["world"])
+    folder = _open(config["into"])
     if config["visible_slots"] is not None:
         folder.manifest.about["visible_slots"] = config["visible_slots"]
     for source in map(Path, sources):
@@ -71,6 +71,12 @@ def ship(folder: AssetFolder, source: Path, config: Config) -> str:
     if name in SPLITS:
         return _ship_prompts(folder, source, name, config)
     raise ValueError(f"{source}: say what it is with as=..., one of {', '.join((*MODELS, *SPLITS))}")
+
+
+def _facts(source: Path) -> dict[str, Any]:
+    """What `rlir pretrain` wrote beside a model; empty for a folder of recordings."""
+    path = source / "model.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _ship_model(folder: AssetFolder, source: Path, name: str, facts: dict[str, Any]) -> str:

@@ -70,16 +70,18 @@ def train(config: Config, command: str, learn: Learn | None = None) -> dict[str,
     records = Records(folder, parts["idm"].spec)
     settings = config["evaluation"]
     dev = make_evaluator(config, parts, "dev", settings["num_dev_clips"], {"coach": parts["idm"]})
-    top_p = {"before": records.value("top_p_before", lambda: best_top_p(assembly, assembly.base, dev, settings["top_p"]))}
+
+    def chosen_top_p(policy: TokenPolicy) -> float:
+        return best_top_p(assembly, policy, dev, settings["top_p"])
+
+    top_p = {"before": records.value("top_p_before", lambda: chosen_top_p(assembly.base))}
     slots = quoted_slots(parts)
 
     def evaluate(policy: TokenPolicy) -> dict[str, float]:
         return dev.evaluate(assembly.policy_at(policy, top_p["before"])).log_entries("coach", slots)
 
     (learn or learn_by_reward)(assembly, evaluate)
-    top_p["after"] = records.value(
-        "top_p_after", lambda: best_top_p(assembly, assembly.policy, dev, settings["top_p"])
-    )
+    top_p["after"] = records.value("top_p_after", lambda: chosen_top_p(assembly.policy))
     evaluations = final_evaluations(assembly, records, top_p)
     main = ("before", "after", "reconstruction", "ceiling")
     summary = summarize(

@@ -66,6 +66,7 @@ class GRPOLoss(ClipPPOLoss):
         try:
             losses = super().forward(tensordict)
             if self.kl_coeff:
+                assert self._log_prob is not None  # kept by _get_cur_log_prob
                 divergence = k3(self._log_prob, stored_ref_log_prob(tensordict))
                 kl = self._reduce_loss(divergence, tensordict)
                 losses["loss_kl_to_ref"] = self.kl_coeff * kl

@@ -26,6 +26,8 @@ class InverseDynamicsTask(PretrainingTask):
         num_validation_clips: clips of held-out maps, evenly spread.
     """
 
+    module: VPTInverseDynamics
+
     def __init__(
         self,
         module: VPTInverseDynamics,

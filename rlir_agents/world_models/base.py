@@ -19,6 +19,10 @@ class DecodingWeights(ABC):
     """A frozen copy of a world model's weights, made for feeding a few tokens at a time."""
 
     @abstractmethod
+    def fits(self, other: DecodingWeights) -> bool:
+        """Whether a cache of these weights serves ``other``, too: the same sizes, dtype and device."""
+
+    @abstractmethod
     def new_cache(self, num_rows: int, max_length: int) -> KVCache:
         """An empty cache for ``num_rows`` sequences of up to ``max_length`` tokens."""
 

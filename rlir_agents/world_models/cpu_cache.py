@@ -51,24 +51,15 @@ class CPULayerCache(LayerCache):
             dtype: Of the cache.
             bags: Which rows a query sums over; shared by the layers, which all need the same.
         """
-        super().__init__()
         num_rows, num_kv_heads, max_length, head_dim = shape
         num_blocks = -(-max_length // _BLOCK)
-        self.keys = torch.zeros(num_rows, num_kv_heads, num_blocks, head_dim, _BLOCK, dtype=dtype)
-        self.values = torch.zeros(num_rows, num_kv_heads, num_blocks * _BLOCK, head_dim, dtype=dtype)
+        keys = torch.zeros(num_rows, num_kv_heads, num_blocks, head_dim, _BLOCK, dtype=dtype)
+        super().__init__(keys, torch.zeros(num_rows, num_kv_heads, num_blocks * _BLOCK, head_dim, dtype=dtype))
         self._bags = bags
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory allocated."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def copy_rows(self, source: CPULayerCache, rows: Tensor) -> None:
-        """See the base class."""
-        self.length = source.length
-        num_blocks = -(-self.length // _BLOCK)
-        self.keys[:, :, :num_blocks] = source.keys[rows, :, :num_blocks]
-        self.values[:, :, : self.length] = source.values[rows, :, : self.length]
+    def _key_slots(self) -> int:
+        """Blocks with a key in them."""
+        return -(-self.length // _BLOCK)
 
     def _append(self, key: Tensor, value: Tensor) -> None:
         start, end = self.length, self.length + key.shape[2]
@@ -88,8 +79,7 @@ class CPULayerCache(LayerCache):
         """At a frame border the last token and the action word come together: few products, but real ones."""
         num_new = query.shape[2]
         packed = pack_heads(query, self.keys.shape[1]) * query.shape[-1] ** -0.5  # [B, KV, r n, d]
-        num_blocks = -(-self.length // _BLOCK)
-        blocks = [packed @ self.keys[:, :, block] for block in range(num_blocks)]
+        blocks = [packed @ self.keys[:, :, block] for block in range(self._key_slots())]
         scores = torch.cat(blocks, dim=-1)[..., : self.length]
         is_visible = visible(self.length, num_new, query.device).repeat(packed.shape[2] // num_new, 1)
         weights = scores.masked_fill(~is_visible, -torch.inf).softmax(-1)
@@ -97,7 +87,7 @@ class CPULayerCache(LayerCache):
 
     def _read_one(self, query: Tensor) -> Tensor:
         num_rows, num_heads, _, head_dim = query.shape
-        num_blocks = -(-self.length // _BLOCK)
+        num_blocks = self._key_slots()
         scaled = query * head_dim**-0.5  # [B, H, 1, d]
         per_block = scaled.expand(num_rows, num_heads, num_blocks, head_dim).reshape(-1)
         index, bounds = self._bags.of_keys(self.keys, num_heads, num_blocks)

@@ -8,6 +8,8 @@ Letters: B rows, L sequence length, K tokens of a frame, A word length, F frames
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,16 @@ from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel
 from rlir_agents.world_models.kv_cache import KVCache
 from rlir_agents.world_models.sampling import TokenSampler, counter_uniform
 from rlir_env.layout import TokenLayout
+
+
+@dataclass
+class _Reading:
+    """Videos under way: the weights they are read by, the cache, and the tokens, which are written as they come."""
+
+    weights: DecodingWeights
+    weights_version: tuple[tuple[int, int], ...]
+    cache: KVCache
+    token: Tensor
 
 
 class Decoder:
@@ -32,24 +44,15 @@ class Decoder:
         """Start with nothing read."""
         self.sampler = sampler
         self.dtype = dtype
-        self._weights: DecodingWeights | None = None
-        self._weights_version: tuple[tuple[int, int], ...] = ()
-        self._cache: KVCache | None = None
-        self._cache_case: tuple[int, int] = (0, 0)
-        self._read: Tensor | None = None
+        self._reading: _Reading | None = None
 
-    def __getstate__(self) -> dict[str, object]:
-        """Settings only."""
-        return {"sampler": self.sampler, "dtype": self.dtype}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        """A decoder of the same settings that has read nothing."""
-        self.__init__(**state)
+    def __reduce__(self) -> tuple[type[Decoder], tuple[TokenSampler, torch.dtype | None]]:
+        return Decoder, (self.sampler, self.dtype)
 
     @property
     def cache_bytes(self) -> int:
         """Memory of the cache as it stands."""
-        return 0 if self._cache is None else self._cache.num_bytes
+        return 0 if self._reading is None else self._reading.cache.num_bytes
 
     def start(self, world_model: TokenWorldModel, token: Tensor, num_known: int) -> None:
         """Read the beginning of videos, equal beginnings once.
@@ -60,24 +63,25 @@ class Decoder:
             num_known: n of it are known. The last is not read yet: the next :meth:`sample` does.
         """
         dtype = next(world_model.parameters()).dtype if self.dtype is None else self.dtype
-        self._weights = world_model.decoding_weights(dtype)
-        self._weights_version = _version(world_model)
-        self._prepare_cache(*token.shape)
-        self._read = token
+        weights = world_model.decoding_weights(dtype)
+        cache = self._empty_cache(weights, token)
         if num_known > 1:
             beginnings, rows = token[:, : num_known - 1].unique(dim=0, return_inverse=True)
-            shared = self._weights.new_cache(*beginnings.shape)
-            self._weights.feed(beginnings, shared)
-            self._cache.copy_rows(shared, rows)
+            shared = weights.new_cache(*beginnings.shape)
+            weights.feed(beginnings, shared)
+            cache.copy_rows(shared, rows)
+        self._reading = _Reading(weights, _version(world_model), cache, token)
 
     def resume(self, world_model: TokenWorldModel, token: Tensor, num_known: int) -> None:
         """Go on where the last :meth:`sample` stopped, or start anew if that is not where ``token`` stands.
 
         It is a new start when rows, known tokens or weights differ from what was read.
         """
-        if not self._has_read(token, num_known) or self._weights_version != _version(world_model):
+        reading = self._reading
+        if reading is None or not _continues(reading, world_model, token, num_known):
             self.start(world_model, token, num_known)
-        self._read = token
+        else:
+            reading.token = token
 
     @torch.no_grad()
     def sample(self, first: int, count: int, seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,15 +95,16 @@ class Decoder:
         Returns:
             Codes, long ``[B, count]``, and their log-probabilities, float32 ``[B, count]``.
         """
+        assert self._reading is not None, "start or resume comes first"
+        weights, cache, token = self._reading.weights, self._reading.cache, self._reading.token
         positions = torch.arange(first, first + count, device=seed.device)
         uniform = counter_uniform(seed[:, None], positions)
         codes = torch.empty(len(seed), count, dtype=torch.long, device=seed.device)
         log_probs = torch.empty(len(seed), count, device=seed.device)
         for i in range(count):
-            unread = self._read[:, self._cache.length : first + i]
-            logits = self._weights.feed(unread, self._cache)
+            logits = weights.feed(token[:, cache.length : first + i], cache)
             codes[:, i], log_probs[:, i] = self.sampler.draw(logits, uniform[:, i])
-            self._read[:, first + i] = codes[:, i]
+            token[:, first + i] = codes[:, i]
         return codes, log_probs
 
     def generate(
@@ -125,18 +130,23 @@ class Decoder:
                 token[:, layout.word_positions[frame]] = word[:, frame].to(token.dtype)
         return token, torch.cat(log_probs, dim=1)
 
-    def _has_read(self, token: Tensor, num_known: int) -> bool:
-        if self._read is None or self._read.shape != token.shape:
-            return False
-        length = self._cache.length
-        return length < num_known and torch.equal(self._read[:, :length], token[:, :length])
+    def _empty_cache(self, weights: DecodingWeights, token: Tensor) -> KVCache:
+        """The last one's memory if it fits; else a new one, after the old one is freed."""
+        reading, self._reading = self._reading, None
+        if reading is not None and reading.token.shape == token.shape and reading.weights.fits(weights):
+            reading.cache.clear()
+            return reading.cache
+        del reading
+        return weights.new_cache(*token.shape)
 
-    def _prepare_cache(self, num_rows: int, max_length: int) -> None:
-        if self._cache is None or self._cache_case != (num_rows, max_length):
-            self._cache = None  # free the old one first
-            self._cache = self._weights.new_cache(num_rows, max_length)
-            self._cache_case = num_rows, max_length
-        self._cache.clear()
+
+def _continues(reading: _Reading, world_model: TokenWorldModel, token: Tensor, num_known: int) -> bool:
+    """Whether ``token`` goes on from what was read, by the same weights."""
+    length = reading.cache.length
+    if reading.token.shape != token.shape or reading.token.device != token.device or length >= num_known:
+        return False
+    is_same_beginning = torch.equal(reading.token[:, :length], token[:, :length])
+    return is_same_beginning and reading.weights_version == _version(world_model)
 
 
 def _version(world_model: TokenWorldModel) -> tuple[tuple[int, int], ...]:

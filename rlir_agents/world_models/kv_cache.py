@@ -21,12 +21,21 @@ class LayerCache(ABC):
     """Keys and values of one layer.
 
     Attributes:
+        keys: ``[B, KV, slots, ...]``, in the subclass's layout.
+        values: ``[B, KV, L, d]``.
         length: Positions filled so far.
     """
 
-    def __init__(self) -> None:
-        """Start empty; subclasses allocate."""
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        """Start empty on this memory."""
+        self.keys = keys
+        self.values = values
         self.length = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory allocated."""
+        return self.keys.nbytes + self.values.nbytes
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Append n positions and let their queries attend to everything up to themselves.
@@ -45,14 +54,16 @@ class LayerCache(ABC):
         # The first tokens see only one another: nothing has to be read back.
         return causal_attention(query, key, value) if is_empty else self._read(query)
 
-    @abstractmethod
     def copy_rows(self, source: LayerCache, rows: Tensor) -> None:
-        """Become a copy of ``source`` with row i taken from its row ``rows[i]``."""
+        """Become a copy of ``source``, of the same class, with row i taken from its row ``rows[i]``."""
+        self.length = source.length
+        slots = self._key_slots()
+        self.keys[:, :, :slots] = source.keys[rows, :, :slots]
+        self.values[:, :, : self.length] = source.values[rows, :, : self.length]
 
-    @property
     @abstractmethod
-    def num_bytes(self) -> int:
-        """Memory allocated."""
+    def _key_slots(self) -> int:
+        """How far ``keys`` is in use."""
 
     @abstractmethod
     def _append(self, key: Tensor, value: Tensor) -> None:
@@ -64,24 +75,15 @@ class LayerCache(ABC):
 
 
 class PlainLayerCache(LayerCache):
-    """Stored as attention reads it, ``[B, KV, L, d]``; for accelerators."""
+    """Keys as attention reads them, ``[B, KV, L, d]``; for accelerators."""
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         """Allocate ``shape = (B, KV, L, d)``."""
-        super().__init__()
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        keys = torch.zeros(shape, dtype=dtype, device=device)
+        super().__init__(keys, torch.zeros_like(keys))
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory allocated."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def copy_rows(self, source: PlainLayerCache, rows: Tensor) -> None:
-        """See the base class."""
-        self.length = source.length
-        self.keys[:, :, : self.length] = source.keys[rows, :, : self.length]
-        self.values[:, :, : self.length] = source.values[rows, :, : self.length]
+    def _key_slots(self) -> int:
+        return self.length
 
     def _append(self, key: Tensor, value: Tensor) -> None:
         end = self.length + key.shape[2]

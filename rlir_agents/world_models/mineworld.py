@@ -9,6 +9,7 @@ Letters: B rows, L sequence length, n positions, h hidden, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -132,12 +133,19 @@ class MineWorldDecoding(DecodingWeights):
         self.dtype = dtype
         self.device = trunk.embed_tokens.weight.device
         self.embedding = trunk.embed_tokens.weight.detach().clone()
-        self.layers = [_cast(layer.weights(), dtype) for layer in trunk.layers]
+        self.layers = [_cast(cast(_Layer, layer).weights(), dtype) for layer in trunk.layers]
         self.norm = trunk.norm.weight.detach().clone()
         # Ids of action words are never sampled: their scores are not even computed.
         self.head = model.transformer.lm_head.weight.detach()[: model.num_codes].to(dtype, copy=True)
         table = rotary_table(model.max_length, model.config.head_dim, model.config.rope_theta, self.device)
         self.rotary = Rotary(*(entry.to(dtype) for entry in table))
+
+    def fits(self, other: DecodingWeights) -> bool:
+        """Whether a cache of these weights serves ``other``, too; see the base class."""
+        if not isinstance(other, MineWorldDecoding):
+            return False
+        mine, theirs = (self.config, self.dtype, self.device), (other.config, other.dtype, other.device)
+        return mine == theirs
 
     def new_cache(self, num_rows: int, max_length: int) -> KVCache:
         """An empty cache; see the base class."""

@@ -8,8 +8,8 @@ from rlir_env.assets.folder import MODELS, AssetFolder
 
 _PURPOSES = {
     "tokenizer": "Turns frames into codes and back (MineWorld's VQ-VAE at preset size). Frozen in post-training.",
-    "coach": "Reads game actions from video (VPT's inverse dynamics model at preset size). It rewards; what it does not "
-    "see cannot be learnt, and what it misreads can be exploited.",
+    "coach": "Reads game actions from video (VPT's inverse dynamics model at preset size). It rewards; what it does "
+    "not see cannot be learnt, and what it misreads can be exploited.",
     "judge": "Reads game actions from video, of the coach's architecture, trained on other maps from another seed. For "
     "final figures only: a judge that has been optimised against is no judge.",
     "mineworld": "Continues gameplay token by token under game actions (MineWorld's architecture at preset size). The "

@@ -70,7 +70,7 @@ class ShippedPrompts(Mapping[str, PromptSource]):
 
 
 def load_world(name: str = "doom") -> World:
-    """Load a shipped world, or one from a folder that ``rlir ship world=FOLDER`` has filled.
+    """Load a shipped world, or one from a folder that ``rlir ship into=FOLDER`` has filled.
 
     Args:
         name: of a folder beside this file, or a path.

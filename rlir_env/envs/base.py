@@ -164,7 +164,8 @@ class VideoGenerationEnv(EnvBase):
     @property
     def _action_shape(self) -> tuple[int, int]:
         """(F-1, S) of the prompts' game actions."""
-        return tuple(self._first_prompt.game_action.shape[1:])
+        num_transitions, num_slots = self._first_prompt.game_action.shape[1:]
+        return num_transitions, num_slots
 
     def _set_specs(self, observation: Composite, action: Any, **constants: Any) -> None:
         """Declare the interface; called once by subclasses.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from gymnasium.vector import AutoresetMode
@@ -10,17 +10,38 @@ from gymnasium.vector import AutoresetMode
 from rlir_env.envs import TokenGenerationEnv
 from rlir_env.gym.token_env import TokenGymEnv
 from rlir_env.gym.token_vector_env import TokenGymVectorEnv
+from rlir_env.inverse_dynamics import InverseDynamicsModel
+from rlir_env.prompts import PromptSource
 from rlir_env.rewards import InverseDynamicsReward
+from rlir_env.tokenizers import Tokenizer
 
 
 class World(Protocol):
     """What a named set of frozen components offers, shipped or made for tests."""
 
-    tokenizer: Any
-    coach: Any
-    prompts: Any  # PromptSource by split
-    class_frequency: Any  # S rows, one entry per class
-    num_word_ids: int
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """From frames to codes and back."""
+
+    @property
+    def coach(self) -> InverseDynamicsModel:
+        """The reader that rewards."""
+
+    @property
+    def prompts(self) -> Mapping[str, PromptSource]:
+        """Prompts by split."""
+
+    @property
+    def class_frequency(self) -> Sequence[Sequence[float]]:
+        """Share of every class of every slot in recorded play."""
+
+    @property
+    def visible_slots(self) -> Sequence[str] | None:
+        """Slots that pictures reveal; None means all."""
+
+    @property
+    def num_word_ids(self) -> int:
+        """Ids of the action words."""
 
 
 def make_token_env(world: str = "doom", render_mode: str | None = "rgb_array", **kwargs: Any) -> TokenGymEnv:
@@ -57,7 +78,7 @@ def make_core(
         split: ``"dev"`` or ``"test"`` prompts.
         tokens_per_step: k, or ``"frame"``.
         match: How a reading becomes a number, see :class:`~rlir_env.rewards.InverseDynamicsReward`.
-        slots: Slots that count, None for all.
+        slots: Slots that count, None for those that the world's pictures reveal, as in ``rlir train``.
         device: Where everything lives.
 
     Raises:
@@ -66,7 +87,8 @@ def make_core(
     loaded = _load(world)
     if split not in loaded.prompts:
         raise ValueError(f"world {world!r} has no split {split!r}; use one of {sorted(loaded.prompts)}")
-    reward_fn = InverseDynamicsReward(loaded.coach, match, slots, loaded.class_frequency)
+    counted = loaded.visible_slots if slots is None else slots
+    reward_fn = InverseDynamicsReward(loaded.coach, match, counted, loaded.class_frequency)
     return TokenGenerationEnv(
         loaded.prompts[split],
         loaded.tokenizer,

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.core import RenderFrame
 from tensordict import TensorDictBase
 
 from rlir_env.envs import TokenGenerationEnv
 
 # Generated videos play at MineWorld's pace when somebody records them with RecordVideo.
-RENDER_METADATA = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": 20}
+RENDER_METADATA: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": 20}
 
 _OBSERVATION = ("token", "position", "frame_index", "game_action", "game_action_word")
 _PROMPT_INFO = ("prompt_index", "prompt_seed", "episode_seed")
@@ -79,7 +80,7 @@ def final_info(core: TokenGenerationEnv, outcome: TensorDictBase, row: int) -> d
 
 def render(
     core: TokenGenerationEnv, state: TensorDictBase, render_mode: str | None
-) -> np.ndarray | list[np.ndarray] | None:
+) -> RenderFrame | list[RenderFrame] | None:
     """Decode the finished frames of a state of one row, as one sheet or as a list of pictures."""
     if render_mode is None:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.core import RenderFrame
 from tensordict import TensorDictBase
 from torchrl.envs.utils import step_mdp
 
@@ -97,7 +98,7 @@ class TokenGymEnv(gymnasium.Env):
         info |= final_info(self.core, outcome, row=0) if is_over else {}
         return observe(self._state, row=0), float(outcome["reward"]), is_over, False, info
 
-    def render(self) -> np.ndarray | list[np.ndarray] | None:
+    def render(self) -> RenderFrame | list[RenderFrame] | None:
         """The frames decoded so far, as one tiled picture or as a list."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before render()")

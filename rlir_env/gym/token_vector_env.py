@@ -102,7 +102,7 @@ class TokenGymVectorEnv(VectorEnv):
         info = self._end(outcome, is_over)
         return observe(self._state), reward, is_over.copy(), np.zeros_like(is_over), info
 
-    def render(self) -> tuple[np.ndarray | list[np.ndarray] | None, ...]:
+    def render(self) -> tuple[Any, ...]:
         """For every row the frames decoded so far, as one tiled picture or as a list."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before render()")
@@ -110,13 +110,14 @@ class TokenGymVectorEnv(VectorEnv):
         return tuple(render(self.core, self._state[r : r + 1], self.render_mode) for r in rows)
 
     def _restart(self, mask: np.ndarray) -> None:
+        assert self._state is not None  # a masked reset sets it first
         self._state["_reset"] = torch.as_tensor(mask, device=self.core.device)[:, None]
         self._state = self.core.reset(self._state)
 
     def _prompt_info(self, mask: np.ndarray) -> dict[str, Any]:
         """Prompts and seeds of the rows of the mask."""
         info: dict[str, Any] = {}
-        for row in mask.nonzero()[0]:
+        for row in mask.nonzero()[0].tolist():
             info = self._add_info(info, prompt_info(self._state, row), row)
         return info
 
@@ -124,7 +125,7 @@ class TokenGymVectorEnv(VectorEnv):
         """Collect what the finished rows have to say, and start them anew if that is the mode."""
         is_same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
         info: dict[str, Any] = {}
-        for row in is_over.nonzero()[0]:
+        for row in is_over.nonzero()[0].tolist():
             final = final_info(self.core, outcome, row)
             if is_same_step:
                 last = observe(self._state, row)

@@ -81,4 +81,4 @@ def _taps(
         ((1 - fraction) * _WEIGHT_SCALE).round().int()
     )  # round() is half-to-even, as OpenCV's
     weight_second = (fraction * _WEIGHT_SCALE).round().int()
-    return tuple(t.to(device) for t in (first, second, weight_first, weight_second))
+    return first.to(device), second.to(device), weight_first.to(device), weight_second.to(device)

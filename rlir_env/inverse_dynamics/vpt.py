@@ -151,14 +151,10 @@ class VPTInverseDynamics(InverseDynamicsModel):
         sizes = asdict(config)
         self._temperature = sizes.pop("temperature")
         self.net = VPTNetwork(**sizes)
-        self.pi_head = nn.ModuleDict(
-            {
-                "buttons": ActionHead(config.hidsize, len(VPT_BUTTONS), 2),
-                "camera": ActionHead(config.hidsize, NUM_CAMERA_AXES, NUM_CAMERA_BINS),
-            }
-        )
-        bias = self.pi_head["buttons"].linear_layer.bias
-        bias.data[1::2] = _INITIAL_PRESSED_LOGIT * config.temperature
+        buttons = ActionHead(config.hidsize, len(VPT_BUTTONS), 2)
+        camera = ActionHead(config.hidsize, NUM_CAMERA_AXES, NUM_CAMERA_BINS)
+        self.pi_head = nn.ModuleDict({"buttons": buttons, "camera": camera})
+        buttons.linear_layer.bias.data[1::2] = _INITIAL_PRESSED_LOGIT * config.temperature
         self._slots = SlotProjection(spec)
 
     @torch.no_grad()
@@ -175,7 +171,9 @@ class VPTInverseDynamics(InverseDynamicsModel):
         buttons = torch.stack([1 - pressed, pressed], dim=-1)  # [20, 2]
         for name, share in (("buttons", buttons), ("camera", bins)):
             log_share = share.clamp_min(_LEAST_SHARE).log() * self._temperature
-            self.pi_head[name].linear_layer.bias.copy_(log_share.flatten())
+            head = self.pi_head[name]
+            assert isinstance(head, ActionHead)
+            head.linear_layer.bias.copy_(log_share.flatten())
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """VPT's outputs for clips, differentiable in the parameters.

@@ -44,6 +44,7 @@ class TemporalConv(nn.Module):
         weight *= 3
         colours = torch.eye(weight[0].numel()).unflatten(1, weight.shape[1:])[: len(weight)]
         weight[: len(colours)] = colours
+        assert self.layer.bias is not None  # a Conv3d has one unless told otherwise
         self.layer.bias[: len(colours)] = 0
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -106,10 +107,11 @@ class TransformerBlock(nn.Module):
         self.pre_r_ln = nn.LayerNorm(hidsize)
         self.r = AttentionResidual(hidsize, num_heads)
         self.mlp0 = NormLayer.linear(hidsize, pointwise_ratio * hidsize)
-        self.mlp1 = nn.ModuleDict({"layer": nn.Linear(pointwise_ratio * hidsize, hidsize)})
+        narrowing = nn.Linear(pointwise_ratio * hidsize, hidsize)
+        self.mlp1 = nn.ModuleDict({"layer": narrowing})
         # Both residual branches start silent. With random ones the blurred mean of all frames drowns the little that
         # moves from one to the next, and a small model needs ten times the steps to read its first direction.
-        for layer in (self.mlp1["layer"], self.r.orc_block.proj_layer):
+        for layer in (narrowing, self.r.orc_block.proj_layer):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -207,7 +207,7 @@ def _decode_all(paths: Sequence[Path], settings: dict[str, Any], folder: Path) -
             bounds.append(bounds[-1] + len(table["slots"]))
     if not tables:
         raise RecordingError("no readable recording:\n" + "\n".join(problems))
-    columns = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
+    columns: dict[str, Any] = {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}
     np.savez(folder / "lines.npz", bounds=np.array(bounds, np.int64), **columns)
     description = {"settings": settings, "recordings": names, "problems": problems}
     (folder / "archive.json").write_text(json.dumps(description, indent=1))

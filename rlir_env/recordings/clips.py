@@ -262,7 +262,7 @@ def _has_long_run(flags: np.ndarray, window: int, longest: int | None) -> np.nda
         return np.zeros(len(flags) - window + 1, bool)
     run = longest + 1
     is_run = np.lib.stride_tricks.sliding_window_view(flags, run).all(axis=-1)
-    return np.lib.stride_tricks.sliding_window_view(is_run, window - run + 1).any(axis=-1)
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(is_run, window - run + 1).any(axis=-1))
 
 
 def _shuffled(clips: Iterable[Clip], rng: random.Random, buffer: int) -> Iterator[Clip]:

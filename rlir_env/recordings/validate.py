@@ -61,7 +61,8 @@ class FolderReport:
         self.seconds += len(track.slots) / recording.fps
         self.num_gui += int(track.is_gui.sum())
         self.num_null += int(track.is_null.sum())
-        self.formats[(recording.fps, *recording.frame_size)] += 1
+        height, width = recording.frame_size
+        self.formats[recording.fps, height, width] += 1
         for slot, classes in zip(MINECRAFT.slots, track.slots.T, strict=True):
             self.class_counts[slot.name] += np.bincount(classes, minlength=len(slot.classes))
 

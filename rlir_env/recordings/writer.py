@@ -29,7 +29,7 @@ class RecordingWriter:
     def __init__(
         self,
         path: str | Path,
-        fps: float,
+        fps: float | Fraction,
         size: tuple[int, int],
         crf: int = 16,
         preset: str = "ultrafast",
@@ -125,7 +125,7 @@ def write_recording(
     path: str | Path,
     frames: Iterable[np.ndarray],
     events: Iterable[Mapping[str, Any]],
-    fps: float,
+    fps: float | Fraction,
     **options: Any,
 ) -> None:
     """Write a whole recording at once.

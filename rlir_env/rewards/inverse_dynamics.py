@@ -49,6 +49,9 @@ class InverseDynamicsReward(RewardFn):
     was read back, for all slots, chosen or not) and ``inferred_game_action`` long ``[B, F-1, S]``.
     """
 
+    chosen: Tensor
+    class_weight: Tensor
+
     def __init__(
         self,
         idm: InverseDynamicsModel,

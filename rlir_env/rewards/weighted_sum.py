@@ -5,8 +5,10 @@ Letters: B generations, F frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping
+from typing import cast
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ class WeightedSum(RewardFn):
     def breakdown(self, num_transitions: int, num_slots: int) -> dict[str, Tensor]:
         """Declare the parts' frame rewards and their own entries."""
         entries: dict[str, Tensor] = {}
-        for name, part in self.rewards.items():
+        for name, part in self._parts():
             zeros = part.zeros(1, num_transitions, num_slots)[0]
             entries[f"{name}_frame_reward"] = zeros["frame_reward"]
             entries |= part.breakdown(num_transitions, num_slots)
@@ -51,10 +53,14 @@ class WeightedSum(RewardFn):
 
     def frame_rewards(self, generation: TensorDictBase) -> dict[str, Tensor]:
         """Score with every part and add up."""
-        total, entries = 0.0, {}
-        for name, part in self.rewards.items():
+        total = torch.zeros(())  # takes any device and precision
+        entries: dict[str, Tensor] = {}
+        for name, part in self._parts():
             scored = part.frame_rewards(generation)
             frame_reward = scored.pop("frame_reward")
             total = total + self.weights[name] * frame_reward
             entries |= {f"{name}_frame_reward": frame_reward, **scored}
         return {"frame_reward": total, **entries}
+
+    def _parts(self) -> ItemsView[str, RewardFn]:
+        return cast("ItemsView[str, RewardFn]", self.rewards.items())

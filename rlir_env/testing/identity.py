@@ -11,6 +11,7 @@ Letters: K tokens per frame, A word length (= S), F frames, S slots, C most clas
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -134,13 +135,14 @@ class IdentityPrompts(PromptSource):
         """How many clips there are."""
         return len(self._game_action)
 
-    def get(self, indices: Tensor) -> GenerationPrompt:
+    def get(self, indices: Tensor | Sequence[int]) -> GenerationPrompt:
         """The clips of these indices, long ``[P]``."""
+        rows = torch.as_tensor(indices, dtype=torch.long)
         return GenerationPrompt(
-            context_frames=self._context[indices],
-            game_action=self._game_action[indices],
-            game_action_word=self._word[indices],
-            target_frames=self._target[indices],
+            context_frames=self._context[rows],
+            game_action=self._game_action[rows],
+            game_action_word=self._word[rows],
+            target_frames=self._target[rows],
         )
 
 

@@ -34,6 +34,9 @@ class CodebookUpdater(nn.Module):
         [1.0, 3.0]
     """
 
+    count: Tensor
+    total: Tensor
+
     def __init__(self, codebook: nn.Embedding, decay: float = 0.99, dead_share: float = 0.03):
         """Takes over the codebook: its weight gets no gradient any more.
 

@@ -133,7 +133,8 @@ class VQTokenizer(Tokenizer):
         self.config = config
         self.num_codes = config.num_vq_embeddings
         self.frame_size = config.frame_size
-        self.grid_size = tuple(size // config.stride for size in config.frame_size)
+        height, width = config.frame_size
+        self.grid_size = (height // config.stride, width // config.stride)
         sizes = (config.block_out_channels, config.layers_per_block, config.latent_channels)
         self.encoder = Encoder(*sizes, config.norm_num_groups)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.code_dim, 1)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-import torch
+from tiny_assets import SPLITS, VISIBLE, make_tiny_assets
 
 import rlir_env
 from rlir_agents import policy_from_assets
 from rlir_agents.cli import VERBS, main
 from rlir_env.assets import load_judge, load_world
-from tiny_assets import SPLITS, VISIBLE, make_tiny_assets
 
 pytest.importorskip("av")
 
@@ -47,7 +46,7 @@ def test_every_verb_explains_itself(verb, capsys):
     [
         (["fly"], "no verb 'fly'; use one of record, pretrain"),
         (["train", "trainer.nun_iterations=1"], "no key 'trainer.nun_iterations'; keys of trainer are num_iterations"),
-        (["train", "world.frozen.name=mars"], "no world 'mars'"),
+        (["train", "world.name=mars"], "no world 'mars'"),
         (["record", "quake"], "rlir record doom"),
         (["record", "validate", "nowhere"], "no recordings here"),
         (["ship", "nowhere"], "say what it is with as="),
@@ -87,7 +86,7 @@ def test_a_file_that_is_not_the_manifests_is_refused(assets, tmp_path):
     with pytest.raises(ValueError, match="rlir pretrain model=coach"):
         load_world(str(folder))
     (folder / "coach.safetensors").unlink()
-    with pytest.raises(ValueError, match="coach.safetensors is missing; make it with `rlir pretrain model=idm idm=coach"):
+    with pytest.raises(ValueError, match="is missing; make it with `rlir pretrain model=idm idm=coach"):
         load_world(str(folder))
 
 
@@ -99,7 +98,7 @@ def test_the_base_model_plays_in_gymnasiums_env(assets):
 
 
 def test_training_leaves_summary_and_report(assets, tmp_path, capsys):
-    run = ["train", f"world.frozen.name={assets}", f"run_dir={tmp_path}/run", *TINY, "install_seconds=7"]
+    run = ["train", f"world.name={assets}", f"run_dir={tmp_path}/run", *TINY, "install_seconds=7"]
     assert main(run) == 0
     table = capsys.readouterr().out
     assert "before (base model)" in table and "share of gap closed" in table
@@ -121,7 +120,7 @@ def test_training_leaves_summary_and_report(assets, tmp_path, capsys):
 
 
 def test_evaluate_and_generate(assets, tmp_path, capsys):
-    shared = [f"world.frozen.name={assets}", "device=cpu", "num_threads=1"]
+    shared = [f"world.name={assets}", "device=cpu", "num_threads=1"]
     assert main(["evaluate", *shared, "evaluation.top_p=[1.0]", "split=test"]) == 0
     table = capsys.readouterr().out
     assert "judge F1" in table and "real video (ceiling)" in table
@@ -133,7 +132,7 @@ def test_evaluate_and_generate(assets, tmp_path, capsys):
 
 def test_compare_is_resumable(assets, tmp_path, capsys):
     results = tmp_path / "results.json"
-    overrides = [f"world.frozen.name={assets}", *TINY]
+    overrides = [f"world.name={assets}", *TINY]
     run = ["compare", f"overrides=[{','.join(map(quoted, overrides))}]", "seeds=[0]", "readme=null"]
     run += ["~arms.more_pretraining", f"folder={tmp_path}/runs", f"results={results}"]
     assert main(run) == 0
@@ -160,15 +159,15 @@ def test_pretraining_leaves_what_can_be_shipped(assets, tmp_path, monkeypatch):
         write_gameplay(tmp_path / "recordings" / name, 64, seed=1)
     run = ["pretrain", "model=idm", f"run_dir={tmp_path}/coach", f"recordings.folder={tmp_path}/recordings"]
     run += [f"archives={tmp_path}/archives", "frame_size=[8,16]", "pretraining.num_steps=2", "num_threads=1"]
-    run += ["network.config.hidsize=16", "network.config.impala_outsize=8", "network.config.conv3d_channels=4"]
-    run += ["network.config.impala_channels=[4,4]", "task.clips_per_batch=2"]
+    run += ["idm.network.config.hidsize=16", "idm.network.config.impala_outsize=8", "idm.network.config.conv3d_channels=4"]
+    run += ["idm.network.config.impala_channels=[4,4]", "task.clips_per_batch=2"]
     assert main(run) == 0
     facts = json.loads((tmp_path / "coach" / "model.json").read_text())
     assert facts["recordings"] == "coach" and facts["num_frames"] == 64 and "f1" in facts["validation"]
     first = (tmp_path / "coach" / "model.safetensors").read_bytes()
     assert main(run) == 0  # goes on from the end: nothing left to do
     assert (tmp_path / "coach" / "model.safetensors").read_bytes() == first
-    assert main(["ship", f"{tmp_path}/coach", f"world={tmp_path}/assets"]) == 0
+    assert main(["ship", f"{tmp_path}/coach", f"into={tmp_path}/assets"]) == 0
     assert (tmp_path / "assets" / "coach.md").is_file()
 
 

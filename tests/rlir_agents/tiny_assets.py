@@ -39,12 +39,12 @@ def make_tiny_assets(folder: Path) -> Path:
     }
     for name, model in models.items():
         run = make_run(folder / name, name, model)
-        assert main(["ship", str(run), f"world={assets}"]) == 0
+        assert main(["ship", str(run), f"into={assets}"]) == 0
     for split, num_clips in SPLITS.items():
         write_gameplay(folder / "recordings" / split, 16 * num_clips, seed=num_clips)
-        arguments = [f"as={split}", f"num_clips={num_clips}", f"world={assets}"]
+        arguments = [f"as={split}", f"num_clips={num_clips}", f"into={assets}"]
         assert main(["ship", str(folder / "recordings" / split), *arguments]) == 0
-    assert main(["ship", f"visible_slots=[{','.join(VISIBLE)}]", f"world={assets}"]) == 0
+    assert main(["ship", f"visible_slots=[{','.join(VISIBLE)}]", f"into={assets}"]) == 0
     return assets
 
 

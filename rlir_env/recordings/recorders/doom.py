@@ -16,6 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -92,6 +93,9 @@ class DoomWorld:
     corridors hide at small resolutions what the player does.
     """
 
+    _tics: int
+    _last_view: DoomView
+
     def __init__(self, wad: str) -> None:
         try:
             import vizdoom
@@ -101,7 +105,8 @@ class DoomWorld:
         self.wad_path = Path(vizdoom.__file__).parent / f"{wad}.wad"
         if not self.wad_path.is_file():
             raise ValueError(f"ViZDoom ships no {wad}.wad; use freedoom1 or freedoom2")
-        self._game = _open_game(vizdoom, self.wad_path)
+        self._folder = TemporaryDirectory(prefix="rlir_doom_")  # the engine wants to write its settings
+        self._game = _open_game(vizdoom, self.wad_path, Path(self._folder.name))
 
     def reset(self, start: DoomStart) -> DoomView:
         """Begin at a saved start.
@@ -165,6 +170,7 @@ class DoomWorld:
     def close(self) -> None:
         """End the engine process."""
         self._game.close()
+        self._folder.cleanup()
 
 
 _KEYS = "sneak use attack jump".split()
@@ -195,8 +201,9 @@ def _clipped(push: complex) -> complex:
     return complex(np.clip(push.real, -_MAX_PUSH, _MAX_PUSH), np.clip(push.imag, -_MAX_PUSH, _MAX_PUSH))
 
 
-def _open_game(vizdoom, wad: Path):
+def _open_game(vizdoom, wad: Path, folder: Path):
     game = vizdoom.DoomGame()
+    game.set_doom_config_path(str(folder / "vizdoom.ini"))
     game.set_doom_game_path(str(wad))
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
@@ -209,7 +216,7 @@ def _open_game(vizdoom, wad: Path):
     game.set_available_buttons([getattr(vizdoom.Button, name) for name in _BUTTONS])
     game.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in _VARIABLES])
     game.add_game_args("-nomonsters +sv_cheats 1 +sv_infiniteammo 1 +freelook 1 "
-        "+neverswitchonpickup 1 +cl_showsecretmessage 0")
+        "+neverswitchonpickup 1 +cl_showsecretmessage 0 +gl_cachenodes 0")
     game.init()
     return game
 
@@ -332,10 +339,11 @@ def draw_starts(
     """Yield endless starts that take turns on ``maps``, each where the map puts a thing, facing anywhere."""
     rng = np.random.default_rng(seed)
     for wad, map_name in cycle(maps):
+        x, y = _open_place(_load_map(wad, map_name), rng)
         yield DoomStart(
             wad=wad,
             map_name=map_name,
-            position=tuple(_open_place(_load_map(wad, map_name), rng)),
+            position=(x, y),
             heading=float(rng.integers(0, 360)),
             seed=int(rng.integers(1, 2**31)),
             tics_per_action=tics_per_action,
