@@ -160,9 +160,7 @@ class ClipPrompts(PromptSource):
         )
         clips = list(source.iterate())
         if not clips:
-            raise ValueError(
-                f"{folder}: no clip of {num_frames} frames ({source.report.to_text()})"
-            )
+            raise ValueError(f"{folder}: no clip of {num_frames} frames ({source.report.to_text()})")
         return cls(
             torch.stack([clip.frames for clip in clips]),
             torch.stack([clip.game_action for clip in clips]),

@@ -39,11 +39,10 @@ def run(arguments: Sequence[str]) -> None:
     config = compose_config("ship", [argument for argument in arguments if "=" in argument])
     folder = _open(config["into"])
     if config["visible_slots"] is not None:
-        folder.manifest.about["visible_slots"] = config["visible_slots"]
+        folder.manifest.state(visible_slots=config["visible_slots"])
     for source in map(Path, sources):
         name = ship(folder, source, config)
         print(f"{source} -> {name} ({folder.manifest.files[name]['bytes'] / 1e6:.2f} MB)")
-    folder.manifest.write()
     write_cards(folder)
 
 

@@ -31,7 +31,7 @@ class PretrainingTask(ABC):
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the batch of this step, drawn with ``generator``, and detached scalars to be logged."""
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027 (most tasks need none)
         """Called after every optimiser step; for what gradients do not train."""
 
     @abstractmethod

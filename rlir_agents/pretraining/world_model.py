@@ -108,13 +108,9 @@ class WorldModelTask(PretrainingTask):
         return F.cross_entropy(logits.flatten(0, 1).float(), token[:, targets].flatten())
 
 
-def _encode_all(
-    archive: FrameArchive, tokenizer: Tokenizer, autocast_dtype: torch.dtype | None
-) -> np.ndarray:
+def _encode_all(archive: FrameArchive, tokenizer: Tokenizer, autocast_dtype: torch.dtype | None) -> np.ndarray:
     codes = np.empty((archive.num_frames, tokenizer.tokens_per_frame), np.int16)
-    blocks: Sequence[np.ndarray] = np.array_split(
-        np.arange(archive.num_frames), -(-archive.num_frames // 512)
-    )
+    blocks: Sequence[np.ndarray] = np.array_split(np.arange(archive.num_frames), -(-archive.num_frames // 512))
     dtype = autocast_dtype or torch.bfloat16
     with torch.autocast("cpu", dtype, enabled=autocast_dtype is not None):
         for block in tqdm(blocks, desc="encoding frames", unit="block"):

@@ -9,8 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 NAME = "manifest.json"
 
@@ -28,15 +33,21 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         """Read the manifest of a folder; empty if there is none yet."""
         self.folder = folder
-        path = folder / NAME
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.about: dict[str, Any] = content.get("about", {})
-        self.files: dict[str, dict[str, Any]] = content.get("files", {})
+        self.about: dict[str, Any] = {}
+        self.files: dict[str, dict[str, Any]] = {}
+        self._read()
 
     def add(self, name: str, **facts: Any) -> None:
-        """Enter a file, with its checksum and size as they are now."""
+        """Enter a file, with its checksum and size as they are now, and store the manifest."""
         path = self.folder / name
-        self.files[name] = {"sha256": sha256(path), "bytes": path.stat().st_size, **facts}
+        entry = {"sha256": sha256(path), "bytes": path.stat().st_size, **facts}
+        with self._newest():
+            self.files[name] = entry
+
+    def state(self, **facts: Any) -> None:
+        """Enter facts about the whole world, and store the manifest."""
+        with self._newest():
+            self.about |= facts
 
     def check(self, name: str) -> None:
         """Compare a file with its entry.
@@ -52,12 +63,23 @@ class Manifest:
                 f"`{self.files[name]['making_command']}`"
             )
 
-    def write(self) -> None:
-        """Store the manifest, atomically."""
-        content = {"about": self.about, "files": dict(sorted(self.files.items()))}
-        part = self.folder / f".{NAME}.{os.getpid()}.part"
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.folder / NAME)
+    def _read(self) -> None:
+        path = self.folder / NAME
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.about, self.files = content["about"], content["files"]
+
+    @contextmanager
+    def _newest(self) -> Iterator[None]:
+        """Change what is on disk now: others may have entered files since this was read."""
+        name = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+        with FileLock(Path(tempfile.gettempdir()) / f"rlir-{name}.lock"):  # not beside the files, which are shipped
+            self._read()
+            yield
+            content = {"about": self.about, "files": dict(sorted(self.files.items()))}
+            part = self.folder / f".{NAME}.{os.getpid()}.part"
+            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            part.replace(self.folder / NAME)
 
 
 def sha256(path: Path) -> str:

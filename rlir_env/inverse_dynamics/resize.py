@@ -37,9 +37,7 @@ def resize_like_opencv(images: Tensor, size: tuple[int, int]) -> Tensor:
         [[0, 25, 75, 100]]
     """
     if images.dtype != torch.uint8:
-        raise ValueError(
-            f"expected uint8 images, got {images.dtype}; convert with (x * 255).round().byte()"
-        )
+        raise ValueError(f"expected uint8 images, got {images.dtype}; convert with (x * 255).round().byte()")
     height, width = images.shape[-2:]
     if (height, width) == tuple(size):
         return images
@@ -63,9 +61,7 @@ def _halve(images: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _taps(
-    source: int, target: int, device: torch.device, is_horizontal: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _taps(source: int, target: int, device: torch.device, is_horizontal: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The two source indices and the two integer weights of every target index along one axis.
 
     Outside the image both taps are the border pixel. OpenCV then puts the whole weight on one of
@@ -77,8 +73,6 @@ def _taps(
     if is_horizontal:
         fraction = fraction.where((start >= 0) & (start < source - 1), torch.zeros(()))
     first, second = (index.long().clamp(0, source - 1) for index in (start, start + 1))
-    weight_first = (
-        ((1 - fraction) * _WEIGHT_SCALE).round().int()
-    )  # round() is half-to-even, as OpenCV's
+    weight_first = ((1 - fraction) * _WEIGHT_SCALE).round().int()  # round() is half-to-even, as OpenCV's
     weight_second = (fraction * _WEIGHT_SCALE).round().int()
     return first.to(device), second.to(device), weight_first.to(device), weight_second.to(device)

@@ -69,9 +69,7 @@ class VPTConfig:
         object.__setattr__(self, "input_size", tuple(self.input_size))
         object.__setattr__(self, "impala_channels", tuple(self.impala_channels))
         if self.hidsize % self.num_heads:
-            raise ValueError(
-                f"hidsize {self.hidsize} must be a multiple of num_heads {self.num_heads}"
-            )
+            raise ValueError(f"hidsize {self.hidsize} must be a multiple of num_heads {self.num_heads}")
 
     @classmethod
     def from_published(cls, net: Mapping[str, Any], pi_head_opts: Mapping[str, Any]) -> VPTConfig:
@@ -186,9 +184,7 @@ class VPTInverseDynamics(InverseDynamicsModel):
             order of ``VPT_BUTTONS`` and camera ``[B, T, 2, 11]`` as (pitch, yaw), both float32.
         """
         features = self.net(self.prepare(frames))
-        buttons, camera = (
-            self.pi_head[name](features) / self._temperature for name in ("buttons", "camera")
-        )
+        buttons, camera = (self.pi_head[name](features) / self._temperature for name in ("buttons", "camera"))
         return buttons.log_softmax(-1), camera.log_softmax(-1)
 
     def prepare(self, frames: Tensor) -> Tensor:
@@ -207,9 +203,7 @@ class VPTInverseDynamics(InverseDynamicsModel):
     def read_frames(self, frames: Tensor) -> GameActionReading:
         """One reading per frame of ``[B, F, 3, H, W]``; see the base class."""
         buttons, camera = self(frames)
-        return GameActionReading(
-            self._slots.log_probs(buttons, camera), self._slots.decide(buttons, camera)
-        )
+        return GameActionReading(self._slots.log_probs(buttons, camera), self._slots.decide(buttons, camera))
 
     def slot_nll(self, frames: Tensor, game_action: Tensor) -> Tensor:
         """Negative log-likelihood of the true slots: the objective of pre-training, differentiable.

@@ -160,9 +160,7 @@ class FrameArchive:
             torch.from_numpy(self.words[actions]),
         )
 
-    def sample_clips(
-        self, num_clips: int, num_frames: int, generator: torch.Generator
-    ) -> ClipBatch:
+    def sample_clips(self, num_clips: int, num_frames: int, generator: torch.Generator) -> ClipBatch:
         """Draw B clips uniformly, with replacement.
 
         Raises:
@@ -213,9 +211,7 @@ def _decode_all(paths: Sequence[Path], settings: dict[str, Any], folder: Path) -
     (folder / "archive.json").write_text(json.dumps(description, indent=1))
 
 
-def _decode(
-    recording: Recording, settings: dict[str, Any], file: BinaryIO, bar: tqdm
-) -> dict[str, np.ndarray]:
+def _decode(recording: Recording, settings: dict[str, Any], file: BinaryIO, bar: tqdm) -> dict[str, np.ndarray]:
     track = recording.actions(settings["cancel_conflicts"])
     change = np.zeros(len(track.slots), np.float32)
     previous = None

@@ -36,9 +36,7 @@ class FolderReport:
     num_null: int = 0
     formats: Counter[tuple[float, int, int]] = field(default_factory=Counter)
     class_counts: dict[str, np.ndarray] = field(
-        default_factory=lambda: {
-            slot.name: np.zeros(len(slot.classes), np.int64) for slot in MINECRAFT.slots
-        }
+        default_factory=lambda: {slot.name: np.zeros(len(slot.classes), np.int64) for slot in MINECRAFT.slots}
     )
     problems: list[str] = field(default_factory=list)
 
@@ -70,8 +68,7 @@ class FolderReport:
         """The report as a table."""
         frames = max(self.num_frames, 1)
         formats = ", ".join(
-            f"{count} x {fps:g} fps {width}x{height}"
-            for (fps, height, width), count in sorted(self.formats.items())
+            f"{count} x {fps:g} fps {width}x{height}" for (fps, height, width), count in sorted(self.formats.items())
         )
         rows = [
             ("folder", str(self.folder)),

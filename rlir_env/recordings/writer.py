@@ -74,9 +74,7 @@ class RecordingWriter:
             ValueError: if the frame has another shape or type.
         """
         if frame.shape != self._shape or frame.dtype != np.uint8:
-            raise ValueError(
-                f"frame is {frame.dtype} {frame.shape}; this recording takes uint8 {self._shape}"
-            )
+            raise ValueError(f"frame is {frame.dtype} {frame.shape}; this recording takes uint8 {self._shape}")
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         self._container.mux(self._stream.encode(picture))
         self._events.write(json.dumps(event) + "\n")

@@ -74,9 +74,7 @@ class CodebookUpdater(nn.Module):
         self._restart(is_dead, latents, mean_count, generator)
         self._codebook[0].weight.copy_(self.total / self.count.unsqueeze(1))
 
-    def _restart(
-        self, is_dead: Tensor, latents: Tensor, mean_count: float, generator: torch.Generator
-    ) -> None:
+    def _restart(self, is_dead: Tensor, latents: Tensor, mean_count: float, generator: torch.Generator) -> None:
         self.num_restarted = int(is_dead.sum())
         order = torch.randperm(len(latents), generator=generator)
         order = order.repeat(-(-self.num_restarted // len(order)))[: self.num_restarted]

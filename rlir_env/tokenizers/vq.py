@@ -64,13 +64,9 @@ class VQConfig:
         object.__setattr__(self, "frame_size", tuple(self.frame_size))
         object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
         if any(width % self.norm_num_groups for width in self.block_out_channels):
-            raise ValueError(
-                f"norm_num_groups={self.norm_num_groups} must divide {self.block_out_channels}"
-            )
+            raise ValueError(f"norm_num_groups={self.norm_num_groups} must divide {self.block_out_channels}")
         if any(size % self.stride for size in self.frame_size):
-            raise ValueError(
-                f"frame_size {self.frame_size} must be a multiple of the stride {self.stride}"
-            )
+            raise ValueError(f"frame_size {self.frame_size} must be a multiple of the stride {self.stride}")
 
     @property
     def stride(self) -> int:
@@ -204,7 +200,5 @@ class Codebook(nn.Module):
         # In float32 whatever the autocast: bfloat16 would merge neighbouring codes.
         with torch.autocast(latents.device.type, enabled=False):
             # |z - e|^2 without |z|^2, which is the same for all codes.
-            scores = torch.addmm(
-                weight.square().sum(1), latents.float().flatten(0, -2), weight.T, alpha=-2
-            )
+            scores = torch.addmm(weight.square().sum(1), latents.float().flatten(0, -2), weight.T, alpha=-2)
         return scores.argmin(-1).view(latents.shape[:-1])

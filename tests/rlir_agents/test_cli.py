@@ -50,7 +50,7 @@ def test_every_verb_explains_itself(verb, capsys):
         (["record", "quake"], "rlir record doom"),
         (["record", "validate", "nowhere"], "no recordings here"),
         (["ship", "nowhere"], "say what it is with as="),
-        (["pretrain"], "give model=..."),
+        (["pretrain"], "You must specify 'model'"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):
@@ -159,7 +159,11 @@ def test_pretraining_leaves_what_can_be_shipped(assets, tmp_path, monkeypatch):
         write_gameplay(tmp_path / "recordings" / name, 64, seed=1)
     run = ["pretrain", "model=idm", f"run_dir={tmp_path}/coach", f"recordings.folder={tmp_path}/recordings"]
     run += [f"archives={tmp_path}/archives", "frame_size=[8,16]", "pretraining.num_steps=2", "num_threads=1"]
-    run += ["idm.network.config.hidsize=16", "idm.network.config.impala_outsize=8", "idm.network.config.conv3d_channels=4"]
+    run += [
+        "idm.network.config.hidsize=16",
+        "idm.network.config.impala_outsize=8",
+        "idm.network.config.conv3d_channels=4",
+    ]
     run += ["idm.network.config.impala_channels=[4,4]", "task.clips_per_batch=2"]
     assert main(run) == 0
     facts = json.loads((tmp_path / "coach" / "model.json").read_text())

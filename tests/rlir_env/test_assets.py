@@ -83,10 +83,19 @@ def test_a_changed_file_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     manifest = Manifest(tmp_path)
     manifest.add("a.txt", making_command="rlir make-a")
-    manifest.write()
     Manifest(tmp_path).check("a.txt")
     (tmp_path / "a.txt").write_text("two")
     with pytest.raises(ValueError, match="make it anew with `rlir make-a`"):
         Manifest(tmp_path).check("a.txt")
     with pytest.raises(ValueError, match="no entry for b.txt"):
         Manifest(tmp_path).check("b.txt")
+
+
+def test_two_that_ship_at_once_lose_nothing(tmp_path):
+    first, second = Manifest(tmp_path), Manifest(tmp_path)  # both read before either writes
+    for name, manifest in (("a", first), ("b", second)):
+        (tmp_path / name).write_text(name)
+        manifest.add(name, making_command="rlir")
+    first.state(visible_slots=["jump"])
+    assert Manifest(tmp_path).files.keys() == {"a", "b"}
+    assert Manifest(tmp_path).about == {"visible_slots": ["jump"]}

@@ -31,7 +31,9 @@ def pay(env, prompt_index, codes):
 
 
 def test_the_real_continuation_is_paid_what_the_coach_reads_in_its_reconstruction(world):
-    env = gymnasium.make("RLIR-MineWorld-v0", world="doom", split="dev", tokens_per_step="frame", match="all_slots", slots=["attack"])
+    env = gymnasium.make(
+        "RLIR-MineWorld-v0", world="doom", split="dev", tokens_per_step="frame", match="all_slots", slots=["attack"]
+    )
     prompts = world.prompts["dev"].get(range(NUM_PROMPTS))
     frames = torch.cat([prompts.context_frames, prompts.target_frames], dim=1)
     codes = world.tokenizer.encode(frames)  # [P, F, K]

@@ -179,8 +179,8 @@ def test_a_vector_env_is_many_single_ones():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="no split 'train'"):
-        make(split="train")
+    with pytest.raises(ValueError, match="no split 'night'"):
+        make(split="night")
     with pytest.raises(ValueError, match="use TokenGymVectorEnv"):
         TokenGymEnv(WORLD.env(num_prompts=2))
     with pytest.raises(ValueError, match="group_size=1"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -175,8 +176,7 @@ class DoomWorld:
 
 _KEYS = "sneak use attack jump".split()
 _BUTTONS = (
-    "CROUCH USE ATTACK JUMP LOOK_UP_DOWN_DELTA TURN_LEFT_RIGHT_DELTA "
-    "MOVE_FORWARD_BACKWARD_DELTA MOVE_LEFT_RIGHT_DELTA"
+    "CROUCH USE ATTACK JUMP LOOK_UP_DOWN_DELTA TURN_LEFT_RIGHT_DELTA MOVE_FORWARD_BACKWARD_DELTA MOVE_LEFT_RIGHT_DELTA"
 ).split()
 _VARIABLES = "POSITION_X POSITION_Y ANGLE PITCH ON_GROUND VELOCITY_X VELOCITY_Y".split()
 
@@ -215,9 +215,13 @@ def _open_game(vizdoom, wad: Path, folder: Path):
     game.set_render_messages(False)
     game.set_available_buttons([getattr(vizdoom.Button, name) for name in _BUTTONS])
     game.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in _VARIABLES])
-    game.add_game_args("-nomonsters +sv_cheats 1 +sv_infiniteammo 1 +freelook 1 "
-        "+neverswitchonpickup 1 +cl_showsecretmessage 0 +gl_cachenodes 0")
+    game.add_game_args(
+        "-nomonsters +sv_cheats 1 +sv_infiniteammo 1 +freelook 1 "
+        "+neverswitchonpickup 1 +cl_showsecretmessage 0 +gl_cachenodes 0"
+    )
     game.init()
+    with suppress(OSError):  # the engine makes this empty folder where it starts; another's is not ours to remove
+        Path("_vizdoom").rmdir()
     return game
 
 
@@ -306,9 +310,7 @@ class Explorer:
         return (0, 0, 0)
 
     def _draw_camera(self, view: DoomView) -> tuple[int, int]:
-        pitch, yaw = int(self._rng.choice(self._config.pitch_degrees)), int(
-            self._rng.choice(self._config.yaw_degrees)
-        )
+        pitch, yaw = int(self._rng.choice(self._config.pitch_degrees)), int(self._rng.choice(self._config.yaw_degrees))
         if pitch * view.pitch > 0 and self._rng.random() < 0.5:
             pitch = -pitch  # drift back towards the horizon
         if self._map.clear_distance(view.position, view.heading) < 96 and yaw == 0:
@@ -333,9 +335,7 @@ class Explorer:
         return self._map.clear_distance(view.position, view.heading + offset)
 
 
-def draw_starts(
-    maps: Sequence[tuple[str, str]], seed: int, tics_per_action: int = 6
-) -> Iterator[DoomStart]:
+def draw_starts(maps: Sequence[tuple[str, str]], seed: int, tics_per_action: int = 6) -> Iterator[DoomStart]:
     """Yield endless starts that take turns on ``maps``, each where the map puts a thing, facing anywhere."""
     rng = np.random.default_rng(seed)
     for wad, map_name in cycle(maps):

@@ -1,7 +1,7 @@
 """A Doom map as geometry: where a player may stand and how far it may walk before something stops it.
 
-Reads the map lumps of a WAD file (Doom format) with NumPy. The explorer needs this because a key that is pressed against
-a wall moves nothing: such an action is labelled but not visible, and no inverse dynamics model could learn it.
+Reads the map lumps of a WAD file (Doom format) with NumPy. The explorer needs this because a key that is pressed
+against a wall moves nothing: such an action is labelled but not visible, and no inverse dynamics model could learn it.
 This is not a renderer and knows nothing of doors that open later; the explorer replans when it is stopped all the same.
 """
 
@@ -66,7 +66,7 @@ class DoomMap:
         return _from_wad(Path(wad), name.upper())
 
     def clear_distance(self, position: np.ndarray, heading: float, reach: float = 512.0) -> float:
-        """Distance that a player at ``position`` [2] can walk along ``heading`` (degrees) before a wall, at most ``reach``.
+        """Distance that a player at ``position`` [2] can walk along ``heading`` (degrees), at most ``reach``.
 
         Three parallel rays, one through the middle and one along either shoulder.
         """
@@ -120,8 +120,6 @@ def _stops_player(lines: np.ndarray, sides: np.ndarray, sectors: np.ndarray) -> 
     front = sectors[sides["sector"][lines["front"]]]
     back = sectors[sides["sector"][back_side]]
     floor_gap = np.abs(front["floor"].astype(int) - back["floor"])
-    opening = np.minimum(front["ceiling"], back["ceiling"]).astype(int) - np.maximum(
-        front["floor"], back["floor"]
-    )
+    opening = np.minimum(front["ceiling"], back["ceiling"]).astype(int) - np.maximum(front["floor"], back["floor"])
     impassable = (lines["flags"] & _IMPASSABLE) != 0
     return one_sided | impassable | (floor_gap > _MAX_STEP_UP) | (opening < _PLAYER_HEIGHT)
