@@ -90,6 +90,7 @@ def best_top_p(assembly: Assembly, policy: TokenPolicy, evaluator: Evaluator, ch
     """The top-p at which a policy follows game actions best, by the coach on dev prompts."""
     if len(choices) == 1:
         return choices[0]
+    print(f"choosing top-p on {evaluator.prompts.num_prompts} dev prompts", flush=True)
     slots = quoted_slots(assembly.parts)
     f1 = {p: evaluator.evaluate(assembly.policy_at(policy, p)).f1("coach", slots) for p in choices}
     print("coach F1 on dev prompts by top-p: " + ", ".join(f"{p:g}: {value:.3f}" for p, value in f1.items()))
