@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -52,7 +52,7 @@ def describe(verb: str, overrides: Sequence[str] = ()) -> str:
 
 
 def _is_used(root: Path, group: Path) -> bool:
-    defaults = OmegaConf.load(root).get("defaults", [])
+    defaults = OmegaConf.select(OmegaConf.load(root), "defaults", default=[])
     return any(isinstance(entry, DictConfig) and group.name in entry for entry in defaults)
 
 
@@ -69,7 +69,7 @@ def _plain(config: DictConfig) -> Config:
     if missing:
         raise ValueError(f"give {', '.join(f'{key}=...' for key in missing)}")
     try:
-        return OmegaConf.to_container(config, resolve=True)
+        return cast(Config, OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from error
 
@@ -96,7 +96,8 @@ def _unknown_key(config: DictConfig, override: str) -> str | None:
     key, separator, _ = override.partition("=")
     if not separator:
         return f"{override!r} is no override; write key=value"
-    node, path = config, key.lstrip("+~").split(".")
+    node: Any = config
+    path = key.lstrip("+~").split(".")
     for depth, name in enumerate(path):
         if not isinstance(node, DictConfig) or name not in node:
             place = ".".join(path[:depth])

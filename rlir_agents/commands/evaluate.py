@@ -8,6 +8,7 @@ rlir evaluate split=test                  # by coach and judge, for final figure
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from rlir_agents.commands.assembly import Parts, frozen_parts
 from rlir_agents.commands.composition import Config, compose_config, describe
@@ -44,7 +45,7 @@ def _evaluations(config: Config, parts: Parts, evaluator: Evaluator) -> Iterator
     env = make_env(config, parts, evaluator.prompts, num_rows=1)
     for top_p in config["evaluation"]["top_p"]:
         policy = load_policy(config, parts, env, top_p)
-        yield f"top-p {top_p:g}", lambda policy=policy: evaluator.evaluate(policy)
+        yield f"top-p {top_p:g}", partial(evaluator.evaluate, policy)
     if not config["controls"]:
         return
     shuffled = ShuffledGameActions(evaluator.prompts, config["seed"])

@@ -38,6 +38,7 @@ class FurtherPretraining:
         """Train the policy's world model; leaves the result in it."""
         folder = Path(assembly.config["run_dir"])
         config = compose_config("pretrain", ["model=mineworld", f"seed={assembly.config['seed']}", *self._overrides])
+        config["frame_size"] = list(assembly.parts["frame_size"])
         # The tokenizer is the world's: sequences must be those that the base model was trained on.
         parts = assembly.parts | {role: archive(config, config[role]) for role in ("training", "validation")}
         model, dtype = assembly.policy.world_model, assembly.parts["autocast_dtype"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,25 +17,26 @@ from rlir_env.checkpoints import load_safetensors, load_strict, save_safetensors
 from rlir_env.inverse_dynamics import InverseDynamicsModel, VPTConfig, VPTInverseDynamics
 from rlir_env.tokenizers import Tokenizer, VQConfig, VQTokenizer
 
-Builders = Mapping[str, Callable[[dict[str, Any]], nn.Module]]
+Model = TypeVar("Model", bound=nn.Module)
+Builders = Mapping[str, Callable[[dict[str, Any]], Model]]
 
-TOKENIZERS: Builders = {"VQTokenizer": lambda sizes: VQTokenizer(VQConfig(**sizes))}
-IDMS: Builders = {"VPTInverseDynamics": lambda sizes: VPTInverseDynamics(VPTConfig(**sizes))}
+TOKENIZERS: Builders[Tokenizer] = {"VQTokenizer": lambda sizes: VQTokenizer(VQConfig(**sizes))}
+IDMS: Builders[InverseDynamicsModel] = {"VPTInverseDynamics": lambda sizes: VPTInverseDynamics(VPTConfig(**sizes))}
 
 
-def write_model(path: str | Path, model: nn.Module, dtype: torch.dtype | None = None, **facts: Any) -> None:
+def write_model(path: str | Path, model: Any, dtype: torch.dtype | None = None, **facts: Any) -> None:
     """Write a model, its class and sizes, and JSON-able facts about it.
 
     Args:
         path: ends in ``.safetensors``.
-        model: has a dataclass ``config``.
+        model: a module with a dataclass ``config``.
         dtype: of the stored weights; None keeps theirs.
         **facts: for instance ``class_frequency``.
     """
     save_safetensors(path, model, {"class": type(model).__name__, "sizes": asdict(model.config), **facts}, dtype)
 
 
-def read_model(path: str | Path, builders: Builders) -> tuple[nn.Module, dict[str, Any]]:
+def read_model(path: str | Path, builders: Builders[Model]) -> tuple[Model, dict[str, Any]]:
     """Build and fill the model of a file of :func:`write_model`.
 
     Args:

@@ -9,10 +9,7 @@ Letters: F frames of a clip.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from rlir_env.recordings import Clip, ClipFilter, ClipSource, Recording, RecordingWriter, list_recordings
 
@@ -58,7 +55,7 @@ def write_prompts(
 
 
 def _write_clip(writer: RecordingWriter, clip: Clip, recording: Recording) -> None:
-    frames: Sequence[np.ndarray] = clip.frames.permute(0, 2, 3, 1).numpy()
+    frames = clip.frames.permute(0, 2, 3, 1).numpy()
     env_actions, _ = recording.env_actions()
     for frame, env_action in zip(frames, env_actions[clip.start :], strict=False):
         pressed = {name: value for name, value in env_action.items() if name == "camera" or value}

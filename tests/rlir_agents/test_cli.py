@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-from tiny_assets import SPLITS, VISIBLE, make_tiny_assets
+from tiny_assets import SPLITS, VISIBLE, make_tiny_assets, write_gameplay
 
 import rlir_env
 from rlir_agents import policy_from_assets
@@ -131,30 +131,34 @@ def test_evaluate_and_generate(assets, tmp_path, capsys):
 
 
 def test_compare_is_resumable(assets, tmp_path, capsys):
+    for name in ("world_model", "dev"):
+        write_gameplay(tmp_path / "recordings" / name, 64, seed=2)
     results = tmp_path / "results.json"
-    overrides = [f"world.name={assets}", *TINY]
-    run = ["compare", f"overrides=[{','.join(map(quoted, overrides))}]", "seeds=[0]", "readme=null"]
-    run += ["~arms.more_pretraining", f"folder={tmp_path}/runs", f"results={results}"]
+    train = listed([f"world.name={assets}", *TINY])
+    pretrain = listed([f"recordings.folder={tmp_path}/recordings", f"archives={tmp_path}/archives"])
+    run = ["compare", f"overrides={train}", f"more_pretraining={pretrain}", "seeds=[0]", "readme=null"]
+    run += [f"folder={tmp_path}/runs", f"results={results}"]
     assert main(run) == 0
     entries = json.loads(results.read_text())
+    arms = ["rlir", "more_pretraining", "shuffled_actions"]
     assert [(entry["paradigm"], entry["arm"], entry["seed"]) for entry in entries] == [
-        ("autoregressive", "rlir", 0),
-        ("autoregressive", "shuffled_actions", 0),
+        ("autoregressive", arm, 0) for arm in arms
     ]
+    # All arms start from the same base model: the control differs in `after` only.
+    assert len({json.dumps(entry["figures"]["before"]) for entry in entries}) == 1
+    assert len({json.dumps(entry["psnr"]["after"]) for entry in entries}) == 3
     capsys.readouterr()
     assert main(run) == 0
     assert "evaluating" not in capsys.readouterr().out
     assert json.loads(results.read_text()) == entries
 
 
-def quoted(override: str) -> str:
-    """An override as an element of a list in hydra's grammar."""
-    return f"'{override}'"
+def listed(overrides: list[str]) -> str:
+    """Overrides as a list in hydra's grammar."""
+    return "[" + ",".join(f"'{override}'" for override in overrides) + "]"
 
 
 def test_pretraining_leaves_what_can_be_shipped(assets, tmp_path, monkeypatch):
-    from tiny_assets import write_gameplay
-
     for name in ("coach", "dev"):
         write_gameplay(tmp_path / "recordings" / name, 64, seed=1)
     run = ["pretrain", "model=idm", f"run_dir={tmp_path}/coach", f"recordings.folder={tmp_path}/recordings"]

@@ -68,6 +68,13 @@ class GRUDecoding(DecodingWeights):
         """Keep a copy that nobody trains."""
         self._model = model
 
+    def fits(self, other: DecodingWeights) -> bool:
+        """Whether a cache of these weights serves ``other``, too."""
+        if not isinstance(other, GRUDecoding):
+            return False
+        mine, theirs = self._model.head.weight, other._model.head.weight
+        return mine.shape == theirs.shape and mine.dtype == theirs.dtype
+
     def new_cache(self, num_rows: int, max_length: int) -> RecurrentCache:
         """An empty cache."""
         weight = self._model.head.weight
