@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 RLIR   := $(VENV)/bin/rlir
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow results bench lint format
+.PHONY: demo test test-slow results lint format
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -26,9 +26,6 @@ test-slow: $(STAMP)
 
 results: $(STAMP)  ## three seeds and the controls; hours, resumable
 	$(RLIR) compare
-
-bench: $(STAMP)
-	$(PYTHON) benchmarks/rollout.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
