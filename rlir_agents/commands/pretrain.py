@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlir_agents.commands.building import build
@@ -71,7 +70,7 @@ def pretrain(config: Config, command: str) -> dict[str, float]:
     pretraining = build(config["pretraining"], {}, "pretraining")
     figures = Pretrainer(task, pretraining, RunFolder(folder), dtype).train()
     training: FrameArchive = parts["training"]
-    write_model(folder / "model.safetensors", model, class_frequency=class_shares(training))
+    write_model(folder / "model.safetensors", model, class_frequency=training.class_shares(MINECRAFT))
     facts = {
         "name": config["name"],
         "making_command": command,
@@ -108,11 +107,3 @@ def make_task(config: Config, parts: dict[str, Any], model: torch.nn.Module) -> 
     # The task of a tokenizer asks for `tokenizer`, which is then the one that learns.
     learner = {"module": model} if "tokenizer" in parts else {"module": model, "tokenizer": model}
     return build(config["task"], parts | views | learner, "task")
-
-
-def class_shares(gameplay: FrameArchive) -> list[list[float]]:
-    """How often every class of every slot occurs, one row a slot."""
-    counts = [
-        np.bincount(column, minlength=n) for column, n in zip(gameplay.slots.T, MINECRAFT.num_classes, strict=True)
-    ]
-    return [(row / row.sum()).round(6).tolist() for row in counts]

@@ -48,7 +48,7 @@ class VPTConfig:
         num_layers: Its blocks.
         pointwise_ratio: Width of its perceptron, in hidsizes.
         batch_norm: Batch norms instead of group norms in the image encoder, an option of VPT's code. Motion is a small
-            part of what a frame shows; normalising every channel by itself lets a small model find it ten times sooner.
+            part of what a frame shows; here every channel is brought to its own scale.
         temperature: By which the logits of the heads are divided.
     """
 
@@ -160,7 +160,7 @@ class VPTInverseDynamics(InverseDynamicsModel):
         """Sets the heads' biases so that an untrained model reads the class shares of recorded play.
 
         Otherwise the first lesson is how rare each button is. It is learnt through the weights of all
-        features at once and drowns what they know of motion, which then takes many times the steps.
+        features at once and drowns what they know of motion, which then comes later.
 
         Args:
             shares: For every slot the share of each of its classes in the training data.

@@ -110,7 +110,7 @@ class TransformerBlock(nn.Module):
         narrowing = nn.Linear(pointwise_ratio * hidsize, hidsize)
         self.mlp1 = nn.ModuleDict({"layer": narrowing})
         # Both residual branches start silent. With random ones the blurred mean of all frames drowns the little that
-        # moves from one to the next, and a small model needs ten times the steps to read its first direction.
+        # moves from one to the next, and a small model reads its first direction later.
         for layer in (narrowing, self.r.orc_block.proj_layer):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
