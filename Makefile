@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 RLIR   := $(VENV)/bin/rlir
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow results lint format
+.PHONY: demo test test-slow results readers bench lint format
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -26,6 +26,12 @@ test-slow: $(STAMP)
 
 results: $(STAMP)  ## three seeds and the controls; hours, resumable
 	$(RLIR) compare
+
+readers: $(STAMP)  ## which slots coach and judge see, and how well, on test maps
+	$(RLIR) study readers
+
+bench: $(STAMP)  ## tokens/s, memory, and an iteration beside its limit; minutes, on cores that are idle
+	$(PYTHON) -m benchmarks
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

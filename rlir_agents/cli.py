@@ -10,6 +10,7 @@ from importlib import import_module
 VERBS = {
     "record": "play a game and record it, or validate recordings",
     "pretrain": "make a tokenizer, an inverse dynamics model or a world model from recordings",
+    "study": "measure what the readers can read, before their word is rewarded",
     "train": "post-train a world model with inverse rewards, and report what it gained",
     "evaluate": "measure how well a world model follows game actions",
     "compare": "run all arms and seeds, and make the table of results",

@@ -7,9 +7,10 @@ different model). Training checkpoints, with optimiser and counters, are not mad
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,7 @@ def save_safetensors(
     tensors = {name: _as_stored(name, tensor, dtype) for name, tensor in state_dict.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(
-            tensors, temporary, metadata={_CONFIG_KEY: json.dumps(dict(config), sort_keys=True)}
-        )
+        save_file(tensors, temporary, metadata={_CONFIG_KEY: json.dumps(dict(config), sort_keys=True)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or a power cut could leave an empty file under the new name
         os.replace(temporary, path)
@@ -67,9 +66,7 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if _CONFIG_KEY not in metadata:
-            raise ValueError(
-                f"{path} holds no config; write it with rlir_env.checkpoints.save_safetensors"
-            )
+            raise ValueError(f"{path} holds no config; write it with rlir_env.checkpoints.save_safetensors")
         state_dict = {name: file.get_tensor(name) for name in file.keys()}
     return state_dict, json.loads(metadata[_CONFIG_KEY])
 
@@ -96,9 +93,7 @@ def load_foreign(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def load_strict(
-    module: nn.Module, state_dict: Mapping[str, Tensor], strip_prefixes: Sequence[str] = ()
-) -> None:
+def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], strip_prefixes: Sequence[str] = ()) -> None:
     """Copies weights into a module; every key must be on both sides, with the same shape.
 
     Args:
@@ -125,10 +120,29 @@ def load_strict(
     }
     if any(problems.values()):
         found = "; ".join(f"{kind}: {_shorten(keys)}" for kind, keys in problems.items() if keys)
-        raise ValueError(
-            f"the weights do not fit {type(module).__name__}; {found}. Is it the right config?"
-        )
+        raise ValueError(f"the weights do not fit {type(module).__name__}; {found}. Is it the right config?")
     module.load_state_dict(given)
+
+
+def fingerprint(modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> str:
+    """A checksum of the names and values of all weights.
+
+    Args:
+        modules: Whose weights, in this order.
+        dtype: Floating-point weights are rounded to this type first, that in which they are stored;
+            default as they are.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -136,9 +150,7 @@ def _as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if dtype is not None and stored.is_floating_point():
         stored = stored.to(dtype)
         if not torch.equal(stored.isfinite(), tensor.isfinite().cpu()):
-            raise ValueError(
-                f"{name} has values that {dtype} cannot hold; store it as torch.float32"
-            )
+            raise ValueError(f"{name} has values that {dtype} cannot hold; store it as torch.float32")
     # A copy, because safetensors refuses tensors that share memory (tied weights) or are strided.
     return stored.clone(memory_format=torch.contiguous_format)
 

@@ -151,8 +151,7 @@ _BUTTON_GROUPS = (
 )
 MINECRAFT = GameActionSpec(
     tuple(
-        Slot("_".join(group), ("none", *group) if len(group) > 1 else ("none", "pressed"))
-        for group in _BUTTON_GROUPS
+        Slot("_".join(group), ("none", *group) if len(group) > 1 else ("none", "pressed")) for group in _BUTTON_GROUPS
     )
     + tuple(Slot(axis, _camera_classes(VPT_CAMERA), is_ordered=True) for axis in ("pitch", "yaw"))
 )
@@ -203,9 +202,7 @@ def env_action_to_event(env_action: EnvAction, tick: int = 0) -> dict[str, Any]:
     _check_env_action(env_action)
     pressed = [button for button in _BUTTONS if env_action.get(button, 0)]
     # Whole pixels away from zero, so that truncation returns to the same degree.
-    dy, dx = (
-        math.copysign(math.ceil(abs(int(d)) / _DEGREES_PER_PIXEL), d) for d in env_action["camera"]
-    )
+    dy, dx = (math.copysign(math.ceil(abs(int(d)) / _DEGREES_PER_PIXEL), d) for d in env_action["camera"])
     buttons = [_MOUSE_OF_BUTTON[button] for button in pressed if button in _MOUSE_OF_BUTTON]
     keys = [_KEY_OF_BUTTON[button] for button in pressed if button in _KEY_OF_BUTTON]
     return {
@@ -234,9 +231,7 @@ def env_actions_to_slots(env_actions: Sequence[EnvAction]) -> np.ndarray:
     Returns:
         int64 ``[N, S]``; two opposite buttons of a group count as none (MineWorld's evaluation).
     """
-    columns = [
-        _one_of(env_actions, group, (*range(1, len(group) + 1), 0)) for group in _BUTTON_GROUPS
-    ]
+    columns = [_one_of(env_actions, group, (*range(1, len(group) + 1), 0)) for group in _BUTTON_GROUPS]
     return np.column_stack([*columns, VPT_CAMERA.encode(_camera(env_actions))])
 
 
@@ -274,10 +269,7 @@ class ActionWord:
         hotbar = _pressed(env_actions, HOTBAR)
         # argmax: the lowest pressed key wins.
         first_hotbar = self._names.index(HOTBAR[0]) + hotbar.argmax(axis=1)
-        buttons = [
-            _one_of(env_actions, group, (*map(self._names.index, group), self._null))
-            for group in self._groups
-        ]
+        buttons = [_one_of(env_actions, group, (*map(self._names.index, group), self._null)) for group in self._groups]
         ends = np.full((2, len(env_actions)), [[self._bos], [self._eos]])
         columns = [ends[0], self._pitch + bins[:, 0], self._yaw + bins[:, 1]]
         columns += [np.where(hotbar.any(axis=1), first_hotbar, self._null), *buttons, ends[1]]
@@ -287,9 +279,7 @@ class ActionWord:
 def _check_env_action(env_action: EnvAction) -> None:
     if not env_action.keys() <= _ENV_ACTION_KEYS:
         unknown = sorted(env_action.keys() - _ENV_ACTION_KEYS)
-        raise ValueError(
-            f"unknown buttons {unknown} in an env action; known are {sorted(_ENV_ACTION_KEYS)}"
-        )
+        raise ValueError(f"unknown buttons {unknown} in an env action; known are {sorted(_ENV_ACTION_KEYS)}")
     if "camera" not in env_action:
         raise ValueError("an env action needs 'camera': [pitch, yaw] in degrees")
 
@@ -306,9 +296,7 @@ def _pressed(env_actions: Sequence[EnvAction], buttons: Sequence[str]) -> np.nda
     return np.array(pressed, dtype=bool).reshape(-1, len(buttons))
 
 
-def _one_of(
-    env_actions: Sequence[EnvAction], group: Sequence[str], values: Sequence[int]
-) -> np.ndarray:
+def _one_of(env_actions: Sequence[EnvAction], group: Sequence[str], values: Sequence[int]) -> np.ndarray:
     """The value of the one pressed button of a group, else (none or several) the last value."""
     pressed = _pressed(env_actions, group)
     choice = np.where(pressed.sum(axis=1) == 1, pressed.argmax(axis=1), len(group))

@@ -7,7 +7,6 @@ import importlib.util
 import re
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,16 +14,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from small_policies import small_mineworld, small_policy
 from tensordict import TensorDict
 
 import rlir_env.assets
 from rlir_agents import GRPOLoss, SequenceCredit, Trainer, TrainerConfig, collect
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import compose_config
-from rlir_agents.policies import TokenPolicy
 from rlir_agents.rollouts import collect_stepwise
 from rlir_agents.scoring import sequence_log_prob
-from rlir_agents.world_models import MineWorld, MineWorldConfig, TokenWorldModel
+from rlir_agents.world_models import TokenWorldModel
 from rlir_env.envs import TokenGenerationEnv
 from rlir_env.testing import check_generation_env, identity_world
 
@@ -100,7 +99,7 @@ def test_smoothness_keeps_the_contract_and_rises(tmp_path):
     reward_fn = build_extension("reward/smoothness")
     env = env_with(reward_fn)
     check_generation_env(env)
-    policy = make_policy(env, mineworld)
+    policy = small_policy(env)
     rewards = train(env, policy, GRPOLoss(policy), tmp_path, num_iterations=12)
     # Two grey levels out of six, drawn at random, are 70 / 36 levels apart on average: 1 - 70 / 36 / 5 = 0.61.
     assert rewards[0] == pytest.approx(0.61, abs=0.1)
@@ -147,7 +146,7 @@ def test_gspo_by_hand():
 
 def test_gspo_learns(tmp_path):
     env = identity_env()
-    policy = make_policy(env, mineworld)
+    policy = small_policy(env)
     # A toy policy moves far in an update; the default clip is for large models and many tokens.
     loss = build_extension("algorithm/gspo", {"actor_network": policy}, clip_epsilon=0.2)
     rewards = train(env, policy, loss, tmp_path)
@@ -158,22 +157,6 @@ def test_gspo_learns(tmp_path):
 # A world model
 
 
-def mineworld(num_codes: int, vocab_size: int, max_length: int) -> TokenWorldModel:
-    """The one that ships, as a yardstick."""
-    config = MineWorldConfig(
-        num_codes=num_codes,
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=max_length,
-        initializer_range=0.1,
-    )
-    return MineWorld(config)
-
-
 def gru(num_codes: int, vocab_size: int, max_length: int) -> TokenWorldModel:
     """The one of `examples/extending/world_model`."""
     load("extending/world_model/gru.py")
@@ -181,13 +164,13 @@ def gru(num_codes: int, vocab_size: int, max_length: int) -> TokenWorldModel:
     return build_extension("world_model/gru", config={"_target_": "gru.GRUConfig", **config})
 
 
-WORLD_MODELS = [mineworld, gru]
+WORLD_MODELS = [small_mineworld, gru]  # the one that ships is the yardstick
 
 
 @pytest.mark.parametrize("world_model", WORLD_MODELS, ids=lambda make: make.__name__)
 def test_a_world_model_has_equal_modes(world_model):
     env = identity_env(num_prompts=2, group_size=3)
-    policy = make_policy(env, world_model)
+    policy = small_policy(env, world_model)
     state = env.reset()
     rollout = collect(env, policy, state.clone())
     stepwise = collect_stepwise(env, policy, state.clone())
@@ -200,7 +183,7 @@ def test_a_world_model_has_equal_modes(world_model):
 @pytest.mark.parametrize("world_model", WORLD_MODELS[1:], ids=lambda make: make.__name__)
 def test_a_world_model_learns(world_model, tmp_path):
     env = identity_env()
-    policy = make_policy(env, world_model)
+    policy = small_policy(env, world_model)
     rewards = train(env, policy, GRPOLoss(policy), tmp_path)
     assert rewards[0] < 0.6  # 0.42 by chance
     assert rewards[-1] >= 0.95
@@ -295,12 +278,6 @@ def env_with(reward_fn) -> TokenGenerationEnv:
         tokens_per_step="frame",
         num_word_ids=world.num_word_ids,
     )
-
-
-def make_policy(env: TokenGenerationEnv, make_world_model: Callable[..., TokenWorldModel]) -> TokenPolicy:
-    torch.manual_seed(0)
-    sizes = (env.num_codes, env.num_codes + env.num_word_ids, env.layout.sequence_length)
-    return TokenPolicy(make_world_model(*sizes), env.layout, "frame")
 
 
 def train(env, policy, loss, run_dir: Path, num_iterations: int = 40) -> list[float]:

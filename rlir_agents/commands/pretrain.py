@@ -25,11 +25,11 @@ import torch
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.gameplay import archive
-from rlir_agents.commands.run_claim import fingerprint
 from rlir_agents.hardware import choose_autocast_dtype, choose_device
 from rlir_agents.pretraining import Pretrainer
 from rlir_agents.run_folder import RunFolder
 from rlir_env.assets import write_model
+from rlir_env.checkpoints import fingerprint
 from rlir_env.game_actions import MINECRAFT, ActionWord
 from rlir_env.layout import TokenLayout
 from rlir_env.recordings import FrameArchive

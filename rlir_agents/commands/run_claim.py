@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
+
+from rlir_env.checkpoints import fingerprint
 
 _NAME = "run.json"
 # What does not change what the run computes.
@@ -37,18 +37,6 @@ def claim(folder: Path, config: Mapping[str, Any], modules: Iterable[nn.Module])
     part = path.with_suffix(".part")
     part.write_text(json.dumps(now, indent=1) + "\n")
     part.replace(path)
-
-
-def fingerprint(modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> str:
-    """A checksum of all weights, as they are or rounded to the type in which they are stored."""
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            if dtype is not None and tensor.is_floating_point():
-                tensor = tensor.to(dtype)
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _compare(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

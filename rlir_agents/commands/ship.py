@@ -20,11 +20,10 @@ import torch
 
 import rlir_env.assets
 from rlir_agents.commands.composition import Config, compose_config, describe
-from rlir_agents.commands.run_claim import fingerprint
 from rlir_env.assets import AssetFolder, asset_folder, read_tokenizer, write_prompts
 from rlir_env.assets.cards import write_cards
 from rlir_env.assets.folder import MODELS, RECORDINGS_OF_SPLIT, SPLITS, making_commands
-from rlir_env.checkpoints import load_safetensors, save_safetensors
+from rlir_env.checkpoints import fingerprint, load_safetensors, save_safetensors
 
 LICENCES = {"weights": "MIT", "game_data": "Freedoom, BSD-3-Clause"}
 

@@ -39,7 +39,7 @@ def mirror(frames: Tensor, game_action: Tensor, spec: GameActionSpec) -> tuple[T
 def jitter(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Change colours and sharpness of whole clips: float ``[B, F, 3, H, W]`` in [0, 1] in and out.
 
-    Gain and offset per clip and channel; half of the clips lose detail by a detour through fewer pixels and gain
+    Gain and offset per clip and channel; a quarter of the clips lose detail by a detour through fewer pixels and gain
     noise, because what the reader will see are decoded tokens, which are blurred and flicker.
     """
     num_clips = frames.shape[0]
@@ -47,10 +47,10 @@ def jitter(frames: Tensor, generator: torch.Generator) -> Tensor:
     gain = 1 + 0.25 * (2 * torch.rand(shape, generator=generator) - 1)
     offset = 0.1 * (2 * torch.rand(shape, generator=generator) - 1)
     frames = frames * gain + offset
-    degraded = torch.rand(num_clips, generator=generator) < 0.5
+    degraded = torch.rand(num_clips, generator=generator) < 0.25
     if degraded.any():
-        scale = 0.5 + 0.4 * float(torch.rand((), generator=generator))
-        noise = 0.03 * torch.randn(frames[degraded].shape, generator=generator)
+        scale = 0.6 + 0.35 * float(torch.rand((), generator=generator))
+        noise = 0.02 * torch.randn(frames[degraded].shape, generator=generator)
         frames[degraded] = _blur(frames[degraded], scale) + noise
     return frames.clamp(0, 1)
 

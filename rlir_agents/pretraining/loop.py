@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rlir_agents.learning_rate import cosine_with_warmup
 from rlir_agents.run_folder import RunFolder
+from rlir_agents.stopwatch import Stopwatch
 
 
 class PretrainingTask(ABC):
@@ -83,6 +84,7 @@ class Pretrainer:
     ) -> None:
         self.task, self.config, self._run = task, config, run
         self._autocast_dtype = autocast_dtype
+        self._stopwatch = Stopwatch()
         self._optimizer = torch.optim.AdamW(
             parameter_groups(task.module, config.weight_decay),
             lr=config.learning_rate,
@@ -103,17 +105,20 @@ class Pretrainer:
         figures: dict[str, float] = {}
         with tqdm(total=config.num_steps, initial=first_step, unit="step", desc=self._name) as bar:
             for step in range(first_step, config.num_steps):
-                logged = self._step(step)
+                with self._stopwatch("update"):
+                    logged = self._step(step)
                 bar.update()
                 done = step + 1
                 if done % 20 == 0:
                     bar.set_postfix({key: f"{float(value):.3f}" for key, value in logged.items()})
                 is_last = done == config.num_steps
                 if done % config.validate_every == 0 or is_last:
-                    figures = self._validate()
+                    with self._stopwatch("evaluate"):
+                        figures = self._validate()
                     self._run.log(_named(logged, figures), done)
                     bar.write(_line(done, logged, figures))
                 if done % config.checkpoint_every == 0 or is_last:
+                    self._run.log(self._stopwatch.lap(), done)  # what the log has cost up to where it can be resumed
                     self._save(done)
         return figures or self._validate()
 

@@ -6,23 +6,30 @@ not predicted, as in post-training (the published recipe's treatment of them is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from rlir_agents.pretraining.loop import PretrainingTask
 from rlir_agents.world_models import MineWorld
+from rlir_env.checkpoints import fingerprint
 from rlir_env.layout import TokenLayout
 from rlir_env.recordings import FrameArchive
 from rlir_env.tokenizers import Tokenizer
 
+_VERSION = 1  # part of the key of stored codes: raise it when their meaning changes
+
 
 class TokenizedGameplay:
-    """An archive's clips as token sequences: every frame is encoded once, and once mirrored where asked.
+    """An archive's clips as token sequences: every frame is encoded once.
+
+    The codes stay in the archive's folder, for the next training on the same frames with the same tokenizer.
 
     Args:
         archive: recorded gameplay.
@@ -40,7 +47,7 @@ class TokenizedGameplay:
     ) -> None:
         self._archive, self._layout = archive, layout
         self._num_codes = tokenizer.num_codes
-        self._codes = _encode_all(archive, tokenizer, autocast_dtype)  # int16 [N, K]
+        self._codes = _cached_codes(archive, tokenizer, autocast_dtype)  # int16 [N, K]
         self.starts = archive.clip_starts(layout.num_frames)
 
     def sequences(self, starts: np.ndarray) -> Tensor:
@@ -108,9 +115,25 @@ class WorldModelTask(PretrainingTask):
         return F.cross_entropy(logits.flatten(0, 1).float(), token[:, targets].flatten())
 
 
+def _cached_codes(archive: FrameArchive, tokenizer: Tokenizer, autocast_dtype: torch.dtype | None) -> np.ndarray:
+    """Codes of all frames, int16 ``[N, K]``: encoded, or read where they have been encoded before."""
+    # Everything that decides the codes of given frames: the modules with their settings, the weights, the precision.
+    key = f"{_VERSION} {tokenizer!r} {fingerprint([tokenizer])} {autocast_dtype}"
+    path: Path = archive.folder / f"codes-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    # Ranks of one training ask at the same time: one encodes, the others wait.
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                np.save(file, _encode_all(archive, tokenizer, autocast_dtype))
+            part.replace(path)
+    codes: np.ndarray = np.load(path)
+    return codes
+
+
 def _encode_all(archive: FrameArchive, tokenizer: Tokenizer, autocast_dtype: torch.dtype | None) -> np.ndarray:
     codes = np.empty((archive.num_frames, tokenizer.tokens_per_frame), np.int16)
-    blocks: Sequence[np.ndarray] = np.array_split(np.arange(archive.num_frames), -(-archive.num_frames // 512))
+    blocks = np.array_split(np.arange(archive.num_frames), -(-archive.num_frames // 512))
     dtype = autocast_dtype or torch.bfloat16
     with torch.autocast("cpu", dtype, enabled=autocast_dtype is not None):
         for block in tqdm(blocks, desc="encoding frames", unit="block"):

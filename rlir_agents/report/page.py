@@ -7,7 +7,7 @@ missing (no curves yet, no videos) is left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -57,6 +57,11 @@ def build_report(
         curve_section(curves or {}),
         f"<h2>Settings</h2><pre>{escape(settings)}</pre>" if settings else "",
     ]
+    return html_page(title, sections)
+
+
+def html_page(title: str, sections: Sequence[str]) -> str:
+    """Sections of HTML, empty ones left out, as a page in the report's style."""
     template = files("rlir_agents.report").joinpath("template.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=escape(title), body="\n".join(filter(None, sections)))
 

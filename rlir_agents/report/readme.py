@@ -1,4 +1,4 @@
-"""The README's results table, made from `benchmarks/results/rlir.json`, never typed by hand."""
+"""The README's figures, made from files of `benchmarks/results`, never typed by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from rlir_agents.report.tables import Summary, gain, number, percent, signed
+from rlir_agents.report.tables import Summary, gain, markdown, number, percent, signed
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ARMS = {
     "rlir": "RLIR",
     "more_pretraining": "same minutes of further pre-training",
@@ -37,13 +36,13 @@ def results_table(runs: Sequence[Summary]) -> str:
         "share of gap closed",
     ]
     header += ["coach F1 before", "after", "PSNR before", "after"]
-    lines = [_markdown_row(header), _markdown_row(["---"] * 3 + ["---:"] * (len(header) - 3))]
+    rows = [header]
     for (paradigm, arm), group in _groups(runs).items():
-        lines += [_markdown_row([paradigm, ARMS.get(arm, arm), str(run["seed"]), *_run_cells(run)]) for run in group]
+        rows += [[paradigm, ARMS.get(arm, arm), str(run["seed"]), *_run_cells(run)] for run in group]
         if len(group) > 1:
             cells = [f"**{cell}**" if cell else "" for cell in _mean_cells(group)]
-            lines.append(_markdown_row([paradigm, ARMS.get(arm, arm), "**mean**", *cells]))
-    return "\n".join(lines)
+            rows.append([paradigm, ARMS.get(arm, arm), "**mean**", *cells])
+    return markdown(rows, num_left=3)
 
 
 def update_readme(readme: str | Path, results: str | Path) -> None:
@@ -56,13 +55,26 @@ def update_readme(readme: str | Path, results: str | Path) -> None:
     Raises:
         ValueError: if the markers are missing or in the wrong order.
     """
-    readme = Path(readme)
+    replace_block(readme, "results", results_table(json.loads(Path(results).read_text(encoding="utf-8"))))
+
+
+def replace_block(readme: str | Path, name: str, block: str) -> None:
+    """Write a block of text between two markers of the README.
+
+    Args:
+        readme: file with a line `<!-- name:begin -->` and, below it, `<!-- name:end -->`.
+        name: of the block.
+        block: Markdown.
+
+    Raises:
+        ValueError: if the markers are missing or in the wrong order.
+    """
+    readme, begin, end = Path(readme), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     text = readme.read_text(encoding="utf-8")
-    start, stop = text.find(BEGIN), text.find(END)
+    start, stop = text.find(begin), text.find(end)
     if start < 0 or stop < start:
-        raise ValueError(f"{readme} needs the lines {BEGIN} and {END}, in this order, where the table is to go")
-    table = results_table(json.loads(Path(results).read_text(encoding="utf-8")))
-    readme.write_text(f"{text[: start + len(BEGIN)]}\n{table}\n{text[stop:]}", encoding="utf-8")
+        raise ValueError(f"{readme} needs the lines {begin} and {end}, in this order, where the figures are to go")
+    readme.write_text(f"{text[: start + len(begin)]}\n{block}\n{text[stop:]}", encoding="utf-8")
 
 
 def _groups(runs: Sequence[Summary]) -> dict[tuple[str, str], list[Summary]]:
@@ -108,7 +120,3 @@ def _mean_cells(group: Sequence[Summary]) -> list[str]:
         *(number(over_runs("coach_f1", when)) for when in ("before", "after")),
         *(number(over_runs("psnr", when), 2) for when in ("before", "after")),
     ]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -80,6 +80,12 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def markdown(rows: Sequence[Sequence[str]], num_left: int = 1) -> str:
+    """Rows of cells as a Markdown table; the first row is its head, all but the first columns to the right."""
+    rule = ["---"] * num_left + ["---:"] * (len(rows[0]) - num_left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+
+
 def gain(figures: Mapping[str, Any]) -> str:
     """After minus before, with its interval."""
     difference = signed(figures["after"] - figures["before"])

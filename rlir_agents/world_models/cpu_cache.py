@@ -79,10 +79,13 @@ class CPULayerCache(LayerCache):
         """At a frame border the last token and the action word come together: few products, but real ones."""
         num_new = query.shape[2]
         packed = pack_heads(query, self.keys.shape[1]) * query.shape[-1] ** -0.5  # [B, KV, r n, d]
-        blocks = [packed @ self.keys[:, :, block] for block in range(self._key_slots())]
-        scores = torch.cat(blocks, dim=-1)[..., : self.length]
-        is_visible = visible(self.length, num_new, query.device).repeat(packed.shape[2] // num_new, 1)
-        weights = scores.masked_fill(~is_visible, -torch.inf).softmax(-1)
+        filled = [min(_BLOCK, self.length - _BLOCK * block) for block in range(self._key_slots())]
+        blocks = [packed @ self.keys[:, :, block, :, :count] for block, count in enumerate(filled)]
+        scores = torch.cat(blocks, dim=-1)  # [B, KV, r n, l]
+        is_visible = visible(num_new, num_new, query.device).repeat(packed.shape[2] // num_new, 1)
+        # All else is past: masking the new columns in place spares two passes over the scores.
+        scores[..., -num_new:].masked_fill_(~is_visible, -torch.inf)
+        weights = scores.softmax(-1)
         return unpack_heads(weights @ self.values[:, :, : self.length], num_new)
 
     def _read_one(self, query: Tensor) -> Tensor:

@@ -101,7 +101,5 @@ def _num_readings(num_frames: int, align: str) -> int:
     if align != "transition":
         raise ValueError(f'align must be "transition" or "mineworld", got {align!r}')
     if num_frames < 2:
-        raise ValueError(
-            'align="transition" needs clips of at least 2 frames: it reads between frames'
-        )
+        raise ValueError('align="transition" needs clips of at least 2 frames: it reads between frames')
     return num_frames - 1

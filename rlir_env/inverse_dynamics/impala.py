@@ -33,9 +33,7 @@ class NormLayer(nn.Module):
         return cls(nn.LayerNorm(num_in), nn.Linear(num_in, num_out, bias=False), gain=math.sqrt(2))
 
     @classmethod
-    def conv(
-        cls, num_in: int, num_out: int, gain: float = 1.0, batch_norm: bool = False
-    ) -> NormLayer:
+    def conv(cls, num_in: int, num_out: int, gain: float = 1.0, batch_norm: bool = False) -> NormLayer:
         """Norm of the input channels, 3x3 convolution, ReLU."""
         layer = nn.Conv2d(num_in, num_out, 3, padding=1, bias=False)
         return cls(channel_norm(num_in, batch_norm), layer, gain)

@@ -156,7 +156,7 @@ class VPTInverseDynamics(InverseDynamicsModel):
         self._slots = SlotProjection(spec)
 
     @torch.no_grad()
-    def start_from_class_shares(self, shares: Sequence[Sequence[float]]) -> None:
+    def start_from_class_shares(self, shares: Sequence[Sequence[float]], power: float = 1.0) -> None:
         """Sets the heads' biases so that an untrained model reads the class shares of recorded play.
 
         Otherwise the first lesson is how rare each button is. It is learnt through the weights of all
@@ -164,11 +164,12 @@ class VPTInverseDynamics(InverseDynamicsModel):
 
         Args:
             shares: For every slot the share of each of its classes in the training data.
+            power: To which the shares are raised; 0 starts with every class equally likely.
         """
         pressed, bins = self._slots.head_shares(shares)
         buttons = torch.stack([1 - pressed, pressed], dim=-1)  # [20, 2]
         for name, share in (("buttons", buttons), ("camera", bins)):
-            log_share = share.clamp_min(_LEAST_SHARE).log() * self._temperature
+            log_share = power * share.clamp_min(_LEAST_SHARE).log() * self._temperature
             head = self.pi_head[name]
             assert isinstance(head, ActionHead)
             head.linear_layer.bias.copy_(log_share.flatten())
@@ -205,16 +206,20 @@ class VPTInverseDynamics(InverseDynamicsModel):
         buttons, camera = self(frames)
         return GameActionReading(self._slots.log_probs(buttons, camera), self._slots.decide(buttons, camera))
 
-    def slot_nll(self, frames: Tensor, game_action: Tensor) -> Tensor:
+    def slot_nll(self, frames: Tensor, game_action: Tensor, log_prior: Tensor | None = None) -> Tensor:
         """Negative log-likelihood of the true slots: the objective of pre-training, differentiable.
 
         Args:
             frames: ``[B, F, 3, H, W]``, uint8 or float in [0, 1].
             game_action: ``[B, F-1, S]`` classes; entry t acts between frames t and t + 1.
+            log_prior: ``[S, C]``, what is known of the classes before looking. It explains its part of the labels,
+                so that the model does not learn it and reads by what it sees (logit adjustment, Menon et al. 2021).
 
         Returns:
             ``[B, F-1, S]`` float32, in nats, not yet averaged, so that the caller can weight slots
             and classes.
         """
         log_probs = self._slots.log_probs(*self(frames))[:, :-1]
+        if log_prior is not None:
+            log_probs = (log_probs + log_prior).log_softmax(-1)
         return -log_probs.gather(-1, game_action.long().unsqueeze(-1)).squeeze(-1)

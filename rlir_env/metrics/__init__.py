@@ -8,19 +8,17 @@ from rlir_env.metrics.action_following import (
     slots_with_contrast,
 )
 from rlir_env.metrics.base import Metric
-from rlir_env.metrics.bootstrap import Gain, draw_weights, paired_gain, weighted_sum
+from rlir_env.metrics.bootstrap import draw_weights, weighted_sum
 from rlir_env.metrics.video_quality import PSNR, psnr
 
 __all__ = [
     "PSNR",
     "ActionFollowing",
-    "Gain",
     "Metric",
     "action_following_scores",
     "classification_scores",
     "confusion_matrices",
     "draw_weights",
-    "paired_gain",
     "psnr",
     "slots_with_contrast",
     "weighted_sum",

@@ -60,6 +60,7 @@ class FrameArchive:
             folder: of the archive.
             clip_filter: which windows are clips; the default one where None.
         """
+        self.folder = Path(folder)  # its name tells the content; what is derived from the frames is cached in it
         description = json.loads((Path(folder) / "archive.json").read_text())
         self.frame_size: tuple[int, int] = tuple(description["settings"]["frame_size"])
         self.recordings: list[str] = description["recordings"]

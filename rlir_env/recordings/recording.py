@@ -37,9 +37,7 @@ def import_av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError(
-            "reading and writing videos needs PyAV: pip install 'rlir[video]'"
-        ) from error
+        raise ImportError("reading and writing videos needs PyAV: pip install 'rlir[video]'") from error
     return av
 
 
@@ -142,9 +140,7 @@ class Recording:
             with av.open(str(self.video_path)) as container:
                 container.streams.video[0].thread_type = "AUTO"
                 for frame in container.decode(video=0):
-                    rgb = reformatter.reformat(
-                        frame, width, height, format="rgb24", interpolation="AREA"
-                    )
+                    rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
                     num_decoded += 1
                     yield rgb.to_ndarray()
         except av.FFmpegError as error:
@@ -222,18 +218,11 @@ class Recording:
             raise RecordingError(f"{self.events_path}:{number}: not a JSON object")
         return event
 
-    def _env_actions(
-        self, events: list[dict[str, Any]], cancel_conflicts: bool
-    ) -> tuple[list[EnvAction], np.ndarray]:
-        pairs = [
-            self._env_action(number, event, cancel_conflicts)
-            for number, event in enumerate(events, start=1)
-        ]
+    def _env_actions(self, events: list[dict[str, Any]], cancel_conflicts: bool) -> tuple[list[EnvAction], np.ndarray]:
+        pairs = [self._env_action(number, event, cancel_conflicts) for number, event in enumerate(events, start=1)]
         return [action for action, _ in pairs], np.array([is_null for _, is_null in pairs], bool)
 
-    def _env_action(
-        self, number: int, event: dict[str, Any], cancel_conflicts: bool
-    ) -> tuple[EnvAction, bool]:
+    def _env_action(self, number: int, event: dict[str, Any], cancel_conflicts: bool) -> tuple[EnvAction, bool]:
         try:
             if "ESC" in event:
                 # Through an event and back only for the flag: one definition of null.

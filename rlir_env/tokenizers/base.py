@@ -83,9 +83,7 @@ class Tokenizer(nn.Module, ABC):
             ValueError: If there are not K codes per frame.
         """
         if codes.shape[-1] != self.tokens_per_frame:
-            raise ValueError(
-                f"a frame has {self.tokens_per_frame} codes, got {codes.shape[-1]} in the last dim"
-            )
+            raise ValueError(f"a frame has {self.tokens_per_frame} codes, got {codes.shape[-1]} in the last dim")
         chunks = codes.reshape(-1, codes.shape[-1]).split(_FRAMES_PER_CHUNK)
         frames = torch.cat([self.decode_codes(chunk.long()) for chunk in chunks])
         return frames.reshape(*codes.shape[:-1], *frames.shape[1:])

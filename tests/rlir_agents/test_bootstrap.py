@@ -18,6 +18,16 @@ def test_interval_of_a_mean_has_the_width_of_its_standard_error():
     assert high == pytest.approx(0.549, abs=0.005)
 
 
+def test_a_paired_interval_sees_a_real_gain_and_no_other():
+    # Better in 30 of 100 clips: a gain of 0.3 with a standard error of sqrt(0.3 * 0.7 / 100) = 0.046.
+    before = torch.zeros(100).double()
+    after = (torch.arange(100) < 30).double()
+    weights = draw_weights(100, 4000)
+    means = [weighted_sum(values, weights) / 100 for values in (before, after)]
+    assert interval(means[1] - means[0]) == pytest.approx([0.3 - 1.96 * 0.046, 0.3 + 1.96 * 0.046], abs=0.015)
+    assert interval(means[1] - means[1]) == [0, 0]
+
+
 def test_what_clips_have_in_common_cancels_in_a_paired_interval():
     # After = before + 0.1 in every clip, however much clips differ: every draw gains exactly 0.1.
     before = torch.rand(100, generator=torch.Generator().manual_seed(0)).double()

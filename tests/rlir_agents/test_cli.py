@@ -147,6 +147,7 @@ def test_compare_is_resumable(assets, tmp_path, capsys):
     # All arms start from the same base model: the control differs in `after` only.
     assert len({json.dumps(entry["figures"]["before"]) for entry in entries}) == 1
     assert len({json.dumps(entry["psnr"]["after"]) for entry in entries}) == 3
+    assert all(0 < entry["training_seconds"] < entry["seconds"] for entry in entries)
     capsys.readouterr()
     assert main(run) == 0
     assert "evaluating" not in capsys.readouterr().out

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_policies import small_policy
 from tensordict import TensorDictBase
 from torchrl.objectives import ClipPPOLoss, LossModule
 
@@ -21,7 +22,6 @@ from rlir_agents.losses import GRPOLoss
 from rlir_agents.policies import TokenPolicy, TokenValue
 from rlir_agents.trainer import Trainer
 from rlir_agents.trainer_config import TrainerConfig
-from rlir_agents.world_models import MineWorld, MineWorldConfig
 from rlir_env.envs import TokenGenerationEnv
 from rlir_env.rewards import RewardFn
 from rlir_env.testing import identity_world
@@ -72,28 +72,11 @@ def ppo(policy: TokenPolicy) -> Algorithm:
 ALGORITHMS = [grpo, framewise_grpo, stock_clipped_loss, ppo]
 
 
-def make_policy(env: TokenGenerationEnv) -> TokenPolicy:
-    """A MineWorld just large enough."""
-    torch.manual_seed(0)
-    config = MineWorldConfig(
-        num_codes=env.num_codes,
-        vocab_size=env.num_codes + env.num_word_ids,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=env.layout.sequence_length,
-        initializer_range=0.1,  # 0.02 suits wide models; this one would hardly see its input
-    )
-    return TokenPolicy(MineWorld(config), env.layout, tokens_per_step="frame")
-
-
 def make_trainer(
     env: TokenGenerationEnv, algorithm: Callable[[TokenPolicy], Algorithm], run_dir: Path, **numbers
 ) -> Trainer:
     """A run of 40 iterations, unless told otherwise."""
-    policy = make_policy(env)
+    policy = small_policy(env)
     loss, advantage = algorithm(policy)
     optimizer = torch.optim.AdamW(loss.parameters(), lr=3e-3)
     config = TrainerConfig(**{"num_iterations": 40, "checkpoint_every": 40, **numbers})

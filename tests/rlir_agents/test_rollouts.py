@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from small_policies import grouped_mineworld, small_policy
 from tensordict import TensorDict
 
 from rlir_agents.policies import TokenPolicy
 from rlir_agents.rollouts import collect, collect_stepwise
-from rlir_agents.world_models import MineWorld, MineWorldConfig
 from rlir_env.envs import TokenGenerationEnv
 from rlir_env.testing import RandomTokenPolicy, identity_world
 
@@ -18,19 +18,7 @@ def make_env(tokens_per_step: int | str = "frame", num_prompts: int = 3, group_s
 
 
 def make_policy(env: TokenGenerationEnv, **settings: object) -> TokenPolicy:
-    torch.manual_seed(0)
-    config = MineWorldConfig(
-        num_codes=6,
-        vocab_size=11,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=env.layout.sequence_length,
-        initializer_range=0.15,
-    )
-    return TokenPolicy(MineWorld(config), env.layout, env.tokens_per_step, **settings)
+    return small_policy(env, grouped_mineworld, **settings)
 
 
 def assert_identical(first: TensorDict, second: TensorDict) -> None:

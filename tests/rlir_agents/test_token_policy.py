@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from small_policies import grouped_mineworld, small_policy
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
@@ -12,7 +13,7 @@ from torchrl.objectives.value import GAE
 
 from rlir_agents.policies import TokenPolicy, TokenValue
 from rlir_agents.rollouts import collect
-from rlir_agents.world_models import MineWorld, MineWorldConfig
+from rlir_agents.world_models import MineWorld
 from rlir_env.envs import TokenGenerationEnv
 from rlir_env.testing import identity_world
 
@@ -26,22 +27,11 @@ def make_env(tokens_per_step: int | str = "frame", num_prompts: int = 2, group_s
 
 def make_model(seed: int = 0) -> MineWorld:
     torch.manual_seed(seed)
-    config = MineWorldConfig(
-        num_codes=NUM_CODES,
-        vocab_size=NUM_IDS,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=22,
-        initializer_range=0.15,
-    )
-    return MineWorld(config)
+    return grouped_mineworld(NUM_CODES, NUM_IDS, max_length=22)
 
 
 def make_policy(env: TokenGenerationEnv, **settings: object) -> TokenPolicy:
-    return TokenPolicy(make_model(), env.layout, env.tokens_per_step, **settings)
+    return small_policy(env, grouped_mineworld, **settings)
 
 
 def perturb(policy: TokenPolicy) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from rlir_agents.cli import main
-from rlir_agents.commands.run_claim import fingerprint
 from rlir_agents.world_models import MineWorld, MineWorldConfig
 from rlir_env.assets import read_tokenizer, write_model
+from rlir_env.checkpoints import fingerprint
 from rlir_env.game_actions import MINECRAFT, env_action_to_event
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
 from rlir_env.recordings import write_recording

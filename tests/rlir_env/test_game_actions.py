@@ -36,9 +36,7 @@ def pressed(env_action):
 
 def test_events_become_the_reference_env_actions(cases):
     assert len(cases["raw"]) == 200
-    for raw, expected, is_null in zip(
-        cases["raw"], cases["raw_env_action"], cases["raw_is_null"], strict=True
-    ):
+    for raw, expected, is_null in zip(cases["raw"], cases["raw_env_action"], cases["raw_is_null"], strict=True):
         assert event_to_env_action(raw) == (expected, is_null)
 
 
@@ -50,9 +48,7 @@ def test_words_of_events_are_the_reference_ids(cases):
 
 def test_words_of_env_actions_are_the_reference_ids(cases):
     assert len(cases["env_action"]) == 200
-    np.testing.assert_array_equal(
-        ActionWord().encode(cases["env_action"]), cases["env_action_tokens"]
-    )
+    np.testing.assert_array_equal(ActionWord().encode(cases["env_action"]), cases["env_action_tokens"])
 
 
 def test_no_op_word_and_its_size():

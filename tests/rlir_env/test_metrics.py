@@ -14,7 +14,6 @@ from rlir_env.metrics import (
     classification_scores,
     confusion_matrices,
     draw_weights,
-    paired_gain,
     psnr,
     slots_with_contrast,
     weighted_sum,
@@ -165,32 +164,6 @@ def test_draws_equal_recomputation_from_labels():
         expected = action_following_scores(counts, quoted_slots=quoted)["f1"]
         assert drawn[d].item() == pytest.approx(expected.item())
     assert weights.sum(1).tolist() == [12] * 5
-
-
-def test_paired_gain_sees_a_real_gain_and_no_other():
-    true, read = random_slots(100, 0), random_slots(100, 1)
-    better = torch.where(torch.rand(read.shape, generator=torch.Generator().manual_seed(2)) < 0.3, true, read)
-    before, after = (confusion_matrices(labels, true) for labels in (read, better))
-    quoted = slots_with_contrast(before.sum(0))
-
-    def f1(counts):
-        return action_following_scores(counts, quoted_slots=quoted)["f1"]
-
-    gain = paired_gain(before, after, f1)
-    assert gain.value == pytest.approx((f1(after.sum(0)) - f1(before.sum(0))).item())
-    assert 0 < gain.low < gain.value < gain.high
-    assert paired_gain(before, before, f1) == (0, 0, 0)
-    with pytest.raises(ValueError, match="same clips"):
-        paired_gain(before, after[:-1], f1)
-
-
-def test_the_interval_has_the_width_that_theory_gives():
-    # Mean of 400 numbers with standard deviation 1: 1.96 / sqrt(400) = 0.098 on either side.
-    values = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    values = (values - values.mean()) / values.std(unbiased=False)
-    gain = paired_gain(torch.zeros(400), values, lambda total: total / 400, num_draws=4000)
-    assert gain.low == pytest.approx(-0.098, abs=0.01)
-    assert gain.high == pytest.approx(0.098, abs=0.01)
 
 
 def test_psnr_by_hand():

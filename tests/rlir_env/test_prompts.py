@@ -46,9 +46,7 @@ def test_nothing_is_filtered_unless_asked(folder):
 
 
 def test_more_context_and_no_targets(folder):
-    prompts = ClipPrompts.from_folder(
-        folder, (12, 16), num_frames=4, num_context_frames=2, has_targets=False
-    )
+    prompts = ClipPrompts.from_folder(folder, (12, 16), num_frames=4, num_context_frames=2, has_targets=False)
     prompt = prompts.get(torch.arange(3))
     assert prompt.context_frames.shape[1] == 2
     assert prompt.game_action.shape[1] == 3  # still all actions

@@ -148,9 +148,7 @@ def test_contract_of_the_readings(small_idm):
     assert torch.equal(log_probs.isfinite().sum(-1), counts.expand(2, 3, 5, 9))
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 3, 5, 9))
     inferred = small_idm.infer_game_actions(frames)
-    assert (
-        inferred.dtype == torch.int64 and (inferred < counts).all() and len(inferred.unique()) > 3
-    )
+    assert inferred.dtype == torch.int64 and (inferred < counts).all() and len(inferred.unique()) > 3
     # One clip alone, without batch dimension, reads the same.
     torch.testing.assert_close(small_idm.log_probs(frames[1, 2]), log_probs[1, 2])
     with pytest.raises(ValueError, match="align"):

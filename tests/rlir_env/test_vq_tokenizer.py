@@ -56,9 +56,7 @@ def test_equals_diffusers(diffusers_model):
 
 def test_reads_the_config_of_diffusers(diffusers_model):
     config = {**diffusers_model.config, "_class_name": "VQModel"}
-    assert VQConfig.from_dict({**config, "frame_size": [16, 24]}) == VQConfig(
-        (16, 24), (8, 16, 24), 2, 6, 64, 5, 4
-    )
+    assert VQConfig.from_dict({**config, "frame_size": [16, 24]}) == VQConfig((16, 24), (8, 16, 24), 2, 6, 64, 5, 4)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,11 @@ _IMPASSABLE = 0x0001
 _MAX_STEP_UP = 24  # map units; a higher step stops the player
 _PLAYER_HEIGHT = 56
 _PLAYER_RADIUS = 16
+# Thing types that stand in the way (doomwiki.org/wiki/Thing_types: columns, lamps, trees, barrels, hanging bodies).
+_SOLID_TYPES = np.array(
+    [*range(25, 34), *range(35, 38), *range(41, 58), 70, *range(72, 79), 85, 86, 88, 2028, 2035], dtype=np.int16
+)
+_THING_RADIUS = 16
 
 
 def _read_lumps(wad: Path) -> list[tuple[str, bytes]]:
@@ -49,8 +54,8 @@ class DoomMap:
     """Walls and things of one map, in map units (a player is 56 high and 32 wide).
 
     Attributes:
-        walls: segments that stop a player, float32 [N, 4] as x1, y1, x2, y2.
-        things: places where the map puts a thing, so a player can stand there, float32 [M, 2].
+        walls: segments that stop a player, float32 [N, 4] as x1, y1, x2, y2; a solid thing is a square of four.
+        things: places where the map puts a thing that does not fill them, so a player can stand there, float32 [M, 2].
     """
 
     walls: np.ndarray
@@ -109,7 +114,15 @@ def _from_wad(wad: Path, name: str) -> DoomMap:
     stops = _stops_player(lines, sides, sectors)
     first, last = vertices[lines["start"][stops]], vertices[lines["end"][stops]]
     walls = np.stack([first["x"], first["y"], last["x"], last["y"]], axis=1).astype(np.float32)
-    return DoomMap(walls, np.stack([things["x"], things["y"]], axis=1).astype(np.float32))
+    places = np.stack([things["x"], things["y"]], axis=1).astype(np.float32)
+    is_solid = np.isin(things["type"], _SOLID_TYPES)
+    return DoomMap(np.concatenate([walls, _squares(places[is_solid])]), places[~is_solid])
+
+
+def _squares(centres: np.ndarray) -> np.ndarray:
+    """The four sides of a solid thing around each of ``centres`` [M, 2], float32 [4 M, 4]."""
+    corners = centres[:, None] + _THING_RADIUS * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float32)
+    return np.concatenate([corners, np.roll(corners, -1, axis=1)], axis=2).reshape(-1, 4)
 
 
 def _stops_player(lines: np.ndarray, sides: np.ndarray, sectors: np.ndarray) -> np.ndarray:

@@ -1,0 +1,46 @@
+"""Policies of MineWorld's architecture that are just large enough for the identity world."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rlir_agents.policies import TokenPolicy
+from rlir_agents.world_models import MineWorld, MineWorldConfig, TokenWorldModel
+from rlir_env.envs import TokenGenerationEnv
+
+
+def small_mineworld(num_codes: int, vocab_size: int, max_length: int, **changes: Any) -> MineWorld:
+    """30,000 weights, which learn the identity world in seconds."""
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "initializer_range": 0.1,  # 0.02 suits wide models; this one would hardly see its input
+    }
+    sizes = {"num_codes": num_codes, "vocab_size": vocab_size, "max_position_embeddings": max_length}
+    return MineWorld(MineWorldConfig(**(config | sizes | changes)))
+
+
+def grouped_mineworld(num_codes: int, vocab_size: int, max_length: int) -> MineWorld:
+    """Two heads share keys and values, as in MineWorld; larger weights, so that some codes are much likelier."""
+    return small_mineworld(num_codes, vocab_size, max_length, num_key_value_heads=2, initializer_range=0.15)
+
+
+def small_policy(
+    env: TokenGenerationEnv,
+    make_world_model: Callable[[int, int, int], TokenWorldModel] = small_mineworld,
+    **settings: Any,
+) -> TokenPolicy:
+    """A policy for an env, the same at every call.
+
+    Args:
+        env: whose codes, ids and length the world model has.
+        make_world_model: from (num_codes, vocab_size, max_length).
+        settings: of the policy.
+    """
+    torch.manual_seed(0)
+    sizes = (env.num_codes, env.num_codes + env.num_word_ids, env.layout.sequence_length)
+    return TokenPolicy(make_world_model(*sizes), env.layout, env.tokens_per_step, **settings)
