@@ -39,7 +39,9 @@ def cosine_with_warmup(
         [0.5]
     """
     if not 0 <= warmup_iterations < max(1, num_iterations):
-        raise ValueError(f"warmup_iterations={warmup_iterations} does not fit into {num_iterations} iterations")
+        raise ValueError(
+            f"warmup_iterations={warmup_iterations} does not fit into {num_iterations} iterations: choose fewer"
+        )
 
     def share_of_peak(iteration: int) -> float:
         if iteration < warmup_iterations:

@@ -25,7 +25,7 @@ def write_prompts(
     seed: int = 0,
     clip_filter: ClipFilter | None = None,
 ) -> int:
-    """Choose clips of recorded gameplay at random and write them as one recording.
+    """Choose clips of recorded gameplay at random, as many of each recording, and write them as one recording.
 
     Args:
         recordings: folder of gameplay.
@@ -43,10 +43,21 @@ def write_prompts(
         ValueError: if no clip passes the filter.
     """
     videos = list_recordings(recordings)
-    clips = list(ClipSource(videos, frame_size, num_frames, clip_filter=clip_filter).iterate())
-    if not clips:
+    rng = random.Random(seed)
+    rng.shuffle(videos)
+    per_recording = -(-num_clips // len(videos))
+    chosen: list[Clip] = []
+    spare: list[Clip] = []
+    for video in videos:
+        clips = list(ClipSource([video], frame_size, num_frames, clip_filter=clip_filter).iterate())
+        rng.shuffle(clips)
+        chosen += clips[:per_recording]
+        spare += clips[per_recording:]
+        if len(chosen) >= num_clips:  # thousands of recordings need not be read for a few clips
+            break
+    chosen = (chosen + rng.sample(spare, len(spare)))[:num_clips]
+    if not chosen:
         raise ValueError(f"{recordings}: no clip of {num_frames} frames passes the filter")
-    chosen = random.Random(seed).sample(clips, min(num_clips, len(clips)))
     fps = Recording(videos[0]).fps
     with RecordingWriter(path, fps, frame_size, crf=_CRF, preset="medium") as writer:
         for clip in chosen:

@@ -198,6 +198,23 @@ def test_slot_nll(small_idm):
     assert all(p.grad.isfinite().all() for p in small_idm.parameters() if p.grad is not None)
 
 
+def test_what_the_prior_explains_need_not_be_learnt():
+    """A model that sees nothing and prefers no class explains a rare one by its frequency alone."""
+    shares = [[1 / n] * n for n in MINECRAFT.num_classes]
+    jump = MINECRAFT.index("jump")
+    shares[jump] = [0.9, 0.1]
+    log_prior = torch.zeros(len(shares), max(MINECRAFT.num_classes))
+    log_prior[jump, :2] = torch.tensor([0.9, 0.1]).log()
+    frames = torch.rand(1, 2, 3, 12, 20)
+    game_action = torch.tensor(MINECRAFT.none_classes).repeat(1, 1, 1)
+    game_action[..., jump] = 1
+    for power, probability in ((1.0, 0.1), (0.0, 0.5)):
+        idm = VPTInverseDynamics(SMALL)
+        idm.start_from_class_shares(shares, power)
+        assert idm.log_probs(frames)[0, 0, jump, 1].exp().item() == pytest.approx(probability, abs=0.02)
+    assert idm.slot_nll(frames, game_action, log_prior)[0, 0, jump].exp().item() == pytest.approx(10, rel=0.2)
+
+
 def test_a_fresh_model_expects_nothing_pressed():
     idm = VPTInverseDynamics(SMALL)
     probs = idm.log_probs(torch.rand(1, 2, 3, 12, 20)).exp()
