@@ -19,6 +19,7 @@ pytest.importorskip("av")
 
 TINY = [
     *("device=cpu", "num_threads=1", "env.num_prompts=2", "env.group_size=2", "trainer.num_iterations=2"),
+    "scheduler.warmup_iterations=0",
     *("trainer.num_minibatches=1", "evaluation.num_dev_clips=2", "evaluation.top_p=[0.8,1.0]"),
 ]
 
