@@ -1,10 +1,11 @@
 """rlir compare: every arm with every seed, one after the other, and the table of results made from them.
 
     rlir compare                              # hours; stopped, it goes on with the same command
-    rlir compare seeds=[0] overrides=[trainer.num_iterations=20] results=runs/short.json readme=null
+    rlir compare seeds=[0] overrides=[trainer.num_iterations=20] folder=runs/short results=runs/short.json readme=null
+    rlir compare only=[rlir_seed1]            # this run alone, so that several commands can share the work
 
-A run is one `rlir train` in <folder>/<arm>_seed<n>. The control `more_pretraining` takes as long as the training of
-`rlir` with the same seed took.
+A run is one `rlir train` in <folder>/<arm>_seed<n>; the results hold all that are finished. The control
+`more_pretraining` takes as long as the training of `rlir` with the same seed took.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlir_agents.commands.arms import Run, all_runs, chosen_runs
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.further_pretraining import FurtherPretraining
 from rlir_agents.commands.train import Learn, train
+from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.report import console_table, results_table, update_readme
 from rlir_agents.report.summary import write_atomically
 
@@ -27,15 +30,14 @@ _TIMED_BY = "rlir"  # the arm whose training time the control gets
 def run(arguments: Sequence[str]) -> None:
     """Run what is missing, storing the results after each run."""
     config = compose_config("compare", arguments)
-    results: list[dict[str, Any]] = []
-    for seed in config["seeds"]:
-        for arm in config["arms"]:
-            print(f"\n{arm}, seed {seed}", flush=True)
-            results.append(_run(config, arm, seed))
-            write_atomically(config["results"], json.dumps(results, indent=1) + "\n")
+    for chosen in chosen_runs(config):
+        if not _summary_file(chosen).is_file():
+            train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
+        print(console_table(_summary(chosen)), flush=True)
+        write_atomically(config["results"], json.dumps(_finished(config), indent=1) + "\n")
     if config["readme"] is not None:
         update_readme(config["readme"], config["results"])
-    print(f"\n{results_table(results)}\n\n{config['results']}")
+    print(f"\n{results_table(_finished(config))}\n\n{config['results']}")
 
 
 def help_text() -> str:
@@ -43,28 +45,23 @@ def help_text() -> str:
     return f"{__doc__}\n{describe('compare')}"
 
 
-def _run(config: Config, arm: str, seed: int) -> dict[str, Any]:
-    folder = _folder(config, arm, seed)
-    overrides = [f"experiment={config['experiment']}", *config["overrides"], *config["arms"][arm]]
-    overrides += [f"seed={seed}", f"arm={arm}", f"run_dir={folder}"]
-    summary = folder / "summary.json"
-    if not summary.is_file():
-        command = shlex.join(["rlir", "compare", f"seeds=[{seed}]"])
-        train(compose_config("train", overrides), command, _learn(config, arm, seed))
-    content = json.loads(summary.read_text())
-    print(console_table(content), flush=True)
-    return content
+def _learn(run: Run) -> Learn:
+    """What an arm does between before and after."""
+    if run.arm != "more_pretraining":
+        return TrainingRun.learn
+    timed = Run(run.config, _TIMED_BY, run.seed)
+    if not _summary_file(timed).is_file():
+        raise ValueError(f"more_pretraining takes as long as {_TIMED_BY} took: run {timed.name} first")
+    return FurtherPretraining(run.config["more_pretraining"], _summary(timed)["training_seconds"])
 
 
-def _learn(config: Config, arm: str, seed: int) -> Learn | None:
-    """What an arm does between before and after; None for reinforcement learning."""
-    if arm != "more_pretraining":
-        return None
-    timed = _folder(config, _TIMED_BY, seed) / "summary.json"
-    if not timed.is_file():
-        raise ValueError(f"more_pretraining takes as long as {_TIMED_BY} took: put {_TIMED_BY} before it in arms")
-    return FurtherPretraining(config["more_pretraining"], json.loads(timed.read_text())["training_seconds"])
+def _finished(config: Config) -> list[dict[str, Any]]:
+    return [_summary(run) for run in all_runs(config) if _summary_file(run).is_file()]
 
 
-def _folder(config: Config, arm: str, seed: int) -> Path:
-    return Path(config["folder"]) / f"{arm}_seed{seed}"
+def _summary(run: Run) -> dict[str, Any]:
+    return json.loads(_summary_file(run).read_text())
+
+
+def _summary_file(run: Run) -> Path:
+    return run.folder / "summary.json"

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 
-from rlir_agents.commands.assembly import Assembly
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import compose_config
-from rlir_agents.commands.evaluating import Records
 from rlir_agents.commands.gameplay import archive
 from rlir_agents.commands.pretrain import make_task
-from rlir_agents.policies import TokenPolicy
+from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.pretraining import Pretrainer, PretrainingTask
 from rlir_agents.run_folder import RunFolder
 
@@ -34,20 +31,19 @@ class FurtherPretraining:
         """
         self._overrides, self._seconds = list(overrides), seconds
 
-    def __call__(self, assembly: Assembly, evaluate: Callable[[TokenPolicy], dict[str, float]]) -> None:
+    def __call__(self, run: TrainingRun) -> None:
         """Train the policy's world model; leaves the result in it."""
-        folder = Path(assembly.config["run_dir"])
-        config = compose_config("pretrain", ["model=mineworld", f"seed={assembly.config['seed']}", *self._overrides])
+        assembly = run.assembly
+        config = compose_config("pretrain", ["model=mineworld", f"seed={run.config['seed']}", *self._overrides])
         config["frame_size"] = list(assembly.parts["frame_size"])
         # The tokenizer is the world's: sequences must be those that the base model was trained on.
         parts = assembly.parts | {role: archive(config, config[role]) for role in ("training", "validation")}
         model, dtype = assembly.policy.world_model, assembly.parts["autocast_dtype"]
         task = make_task(config, parts, model)
-        records = Records(folder, assembly.parts["idm"].spec)
-        seconds = records.value("seconds_per_step", lambda: seconds_per_step(task, dtype))
+        seconds = run.records.value("seconds_per_step", lambda: seconds_per_step(task, dtype))
         num_steps = max(1, round(self._seconds / seconds))
         numbers = build(config["pretraining"] | {"num_steps": num_steps}, {}, "pretraining")
-        Pretrainer(task, numbers, RunFolder(folder), dtype).train()
+        Pretrainer(task, numbers, RunFolder(run.folder), dtype).train()
 
 
 def seconds_per_step(task: PretrainingTask, autocast_dtype: torch.dtype | None) -> float:

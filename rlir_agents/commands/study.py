@@ -1,104 +1,30 @@
-"""rlir study: measure what the frozen parts can do, before anything is trained with them.
+"""rlir study: measure before you believe.
 
-`readers`: which slots do pictures reveal, how well do coach and judge read them on real clips of maps that they have
-not seen, what is lost on the tokenizer's reconstructions, and are longer clips read better?
-
-    rlir study readers                        # shipped models, test maps; table, JSON, page, README
-    rlir study readers weights.coach=runs/pretraining/coach weights.judge=runs/pretraining/judge
-    rlir study readers maps=dev num_clips=32 num_windows=8 results=runs/study/dev.json readme=null   # a quick look
+rlir study readers       # what can coach and judge read on real video?
+rlir study settings      # which reward, credit and rate learn best, by the coach on dev prompts?
 """
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import torch
+from rlir_agents.commands import study_readers, study_settings
 
-from rlir_agents.commands.composition import Config, compose_config, describe
-from rlir_agents.commands.gameplay import archive
-from rlir_agents.hardware import choose_autocast_dtype, choose_device
-from rlir_agents.reader_figures import reader_figures
-from rlir_agents.reader_study import ReaderStudy, piece_bounds, spread_clips
-from rlir_agents.report import readers_console, readers_markdown, readers_page, replace_block
-from rlir_agents.report.summary import write_atomically
-from rlir_env.assets import asset_folder, read_idm, read_tokenizer
-from rlir_env.assets.manifest import sha256
-
-READERS = ("coach", "judge")  # each is also the name of the maps that it was trained on
+_SUBJECTS = {"readers": study_readers, "settings": study_settings}
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Study what is asked for.
+    """Study a subject.
 
     Raises:
-        ValueError: if that is nothing.
+        ValueError: if there is no such subject.
     """
-    match list(arguments):
-        case ["readers", *overrides]:
-            _study_readers(compose_config("study", overrides), shlex.join(["rlir", "study", *arguments]))
-        case _:
-            raise ValueError("write `rlir study readers [key=value ...]`")
+    subject, *overrides = arguments or [""]
+    if subject not in _SUBJECTS:
+        raise ValueError(f"write `rlir study SUBJECT [key=value ...]`; subjects are {', '.join(_SUBJECTS)}")
+    _SUBJECTS[subject].run(overrides)
 
 
 def help_text() -> str:
     """What ``rlir study --help`` prints."""
-    return f"{__doc__}\n{describe('study')}"
-
-
-def _study_readers(config: Config, command: str) -> None:
-    figures = _figures(config, command)
-    write_atomically(config["results"], json.dumps(figures, indent=1, allow_nan=False) + "\n")
-    write_atomically(config["page"], readers_page(figures))
-    print(f"\n{readers_console(figures)}\n\n{config['results']}, {config['page']}")
-    print(f"enter the visible slots with `rlir ship visible_slots=[{','.join(figures['visible_slots'])}]`")
-    if config["readme"] is not None:
-        replace_block(config["readme"], "readers", readers_markdown(figures))
-
-
-def _figures(config: Config, command: str) -> dict[str, Any]:
-    if config["maps"] in READERS:
-        raise ValueError(f"maps={config['maps']}: a reader was trained on these; use test, or dev to try out")
-    lengths = sorted(set(config["lengths"]))
-    if not lengths:
-        raise ValueError("lengths is empty: give at least one, for instance lengths=[16]")
-    for length in lengths:
-        piece_bounds(lengths[-1], length)  # complains of what cannot be cut
-    weights = {name: _weights(config, name) for name in (*READERS, "tokenizer")}
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
-    device = choose_device(config["device"])
-    tokenizer = read_tokenizer(weights["tokenizer"]).to(device)
-    study = ReaderStudy(
-        {name: read_idm(weights[name]).to(device) for name in READERS},
-        tokenizer,
-        device,
-        choose_autocast_dtype(config["autocast"], device),
-        config["batch_size"],
-    )
-    gameplay = archive(config | {"frame_size": tokenizer.frame_size}, config["maps"])
-    clips = spread_clips(gameplay, config["num_clips"], config["num_frames"])
-    windows = spread_clips(gameplay, config["num_windows"], lengths[-1])
-    return {
-        "command": command,
-        "maps": config["maps"],
-        "num_clips": len(clips.frames),
-        "num_frames": config["num_frames"],
-        "num_windows": len(windows.frames),
-        "window_frames": lengths[-1],
-        "weights": {name: {"file": str(path), "sha256": sha256(path)} for name, path in weights.items()},
-        **reader_figures(study.read(clips, windows, lengths), seed=config["seed"]),
-    }
-
-
-def _weights(config: Config, name: str) -> Path:
-    given = config["weights"][name]
-    if given is None:
-        return asset_folder(config["world"]["name"]).model_file(name)
-    path = Path(given, "model.safetensors") if Path(given).is_dir() else Path(given)
-    if not path.is_file():
-        raise ValueError(f"weights.{name}={given}: no such file; give the folder of a finished `rlir pretrain`")
-    return path
+    return "\n\n".join([__doc__, *(subject.help_text() for subject in _SUBJECTS.values())])

@@ -20,19 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file
 
-from rlir_agents.commands.assembly import Assembly, assemble, make_trainer
 from rlir_agents.commands.composition import Config, compose_config, describe
-from rlir_agents.commands.evaluating import Records, best_top_p, load_readers, make_evaluator, quoted_slots
-from rlir_agents.commands.run_claim import claim
+from rlir_agents.commands.evaluating import load_readers, make_evaluator
+from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.controls import ShuffledGameActions
 from rlir_agents.evaluation import Evaluation
-from rlir_agents.policies import TokenPolicy
 from rlir_agents.report import console_table, read_csv_curves, summarize, write_report, write_summary
 
-Learn = Callable[[Assembly, Callable[[TokenPolicy], dict[str, float]]], None]
-"""Lets the policy of an assembly learn, evaluating it now and then, and leaves the result in it."""
+Learn = Callable[[TrainingRun], None]
+"""Lets the policy of a run learn, and leaves the result in it."""
 
 _TRAINING_SECONDS = ("rollout", "reward", "score", "update")
 
@@ -50,7 +47,7 @@ def help_text() -> str:
     return f"{__doc__}\n{describe('train')}"
 
 
-def train(config: Config, command: str, learn: Learn | None = None) -> dict[str, Any]:
+def train(config: Config, command: str, learn: Learn = TrainingRun.learn) -> dict[str, Any]:
     """Run from the base model to the report.
 
     Args:
@@ -62,66 +59,41 @@ def train(config: Config, command: str, learn: Learn | None = None) -> dict[str,
         The summary.
     """
     started = time.monotonic()
-    folder = Path(config["run_dir"])
-    assembly = assemble(config)
-    parts = assembly.parts
-    claim(folder, config, [assembly.policy, parts["tokenizer"], parts["reward_fn"], parts["idm"]])
-    seconds_before = logged_seconds(folder)
-    records = Records(folder, parts["idm"].spec)
-    settings = config["evaluation"]
-    dev = make_evaluator(config, parts, "dev", settings["num_dev_clips"], {"coach": parts["idm"]})
-
-    def chosen_top_p(policy: TokenPolicy) -> float:
-        return best_top_p(assembly, policy, dev, settings["top_p"])
-
-    top_p = {"before": records.value("top_p_before", lambda: chosen_top_p(assembly.base))}
-    slots = quoted_slots(parts)
-
-    def evaluate(policy: TokenPolicy) -> dict[str, float]:
-        return dev.evaluate(assembly.policy_at(policy, top_p["before"])).log_entries("coach", slots)
-
-    (learn or learn_by_reward)(assembly, evaluate)
-    top_p["after"] = records.value("top_p_after", lambda: chosen_top_p(assembly.policy))
-    evaluations = final_evaluations(assembly, records, top_p)
+    run = TrainingRun(config)
+    seconds_before = run.logged_seconds()
+    top_p = {"before": run.top_p("before")}
+    learn(run)
+    top_p["after"] = run.top_p("after")
+    evaluations = _final_evaluations(run, top_p)
     main = ("before", "after", "reconstruction", "ceiling")
     summary = summarize(
         *(evaluations[name] for name in main),
         seconds=seconds_before + time.monotonic() - started,
         seed=config["seed"],
         install_seconds=config["install_seconds"],
-        slots=slots,
+        slots=run.slots,
         controls={name: record for name, record in evaluations.items() if name not in main},
         paradigm="autoregressive",
         arm=config["arm"],
         command=command,
         top_p=top_p,
-        training_seconds=round(logged_seconds(folder, _TRAINING_SECONDS), 1),
+        training_seconds=round(run.logged_seconds(_TRAINING_SECONDS), 1),
         num_iterations=config["trainer"]["num_iterations"],
     )
-    write_summary(folder / "summary.json", summary)
+    write_summary(run.folder / "summary.json", summary)
     write_report(
-        folder / "report.html",
+        run.folder / "report.html",
         summary,
         evaluations=evaluations,
-        curves=read_csv_curves(folder),
+        curves=read_csv_curves(run.folder),
         settings=f"{command}\n\n{yaml.safe_dump(config, sort_keys=False)}",
     )
     return summary
 
 
-def learn_by_reward(assembly: Assembly, evaluate: Callable[[TokenPolicy], dict[str, float]]) -> None:
-    """Reinforcement learning, from the newest checkpoint if there is one; leaves the result in the policy."""
-    trainer = make_trainer(assembly, evaluate)
-    trainer.train()
-    keep_best = assembly.config["trainer"]["keep_best_by"] is not None
-    name = "best_policy" if keep_best else "policy"
-    weights = load_file(Path(assembly.config["run_dir"]) / f"{name}.safetensors")
-    assembly.policy.load_state_dict(weights)
-
-
-def final_evaluations(assembly: Assembly, records: Records, top_p: dict[str, float]) -> dict[str, Evaluation]:
+def _final_evaluations(run: TrainingRun, top_p: dict[str, float]) -> dict[str, Evaluation]:
     """Everything that the tables show, on test prompts, by coach and judge."""
-    config, parts = assembly.config, assembly.parts
+    assembly, config, parts = run.assembly, run.config, run.assembly.parts
     readers = load_readers(config, parts)
     evaluator = make_evaluator(config, parts, "test", config["evaluation"]["num_clips"], readers)
     base = assembly.policy_at(assembly.base, top_p["before"])
@@ -135,13 +107,4 @@ def final_evaluations(assembly: Assembly, records: Records, top_p: dict[str, flo
         "reconstruction": lambda: evaluator.reconstruction(parts["tokenizer"]),
         "ceiling": evaluator.ceiling,
     }
-    return {name: records.evaluation(name, make) for name, make in makers.items()}
-
-
-def logged_seconds(folder: Path, names: Sequence[str] | None = None) -> float:
-    """Seconds that the iterations of a run took, as logged; of all parts, or of the named ones."""
-    curves = read_csv_curves(folder)
-    wanted = [key for key in curves if key.startswith("seconds/")]
-    if names is not None:
-        wanted = [key for key in wanted if key.removeprefix("seconds/") in names]
-    return sum(value for key in wanted for _, value in curves[key])
+    return {name: run.records.evaluation(name, make) for name, make in makers.items()}

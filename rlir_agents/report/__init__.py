@@ -4,6 +4,7 @@ from rlir_agents.report.curves import read_csv_curves
 from rlir_agents.report.page import build_report, write_report
 from rlir_agents.report.readers import readers_console, readers_markdown, readers_page
 from rlir_agents.report.readme import replace_block, results_table, update_readme
+from rlir_agents.report.settings import settings_entry, settings_table
 from rlir_agents.report.summary import summarize, write_summary
 from rlir_agents.report.tables import console_table
 from rlir_agents.report.videos import Panel, draw_comparison
@@ -19,6 +20,8 @@ __all__ = [
     "readers_page",
     "replace_block",
     "results_table",
+    "settings_entry",
+    "settings_table",
     "summarize",
     "update_readme",
     "write_report",

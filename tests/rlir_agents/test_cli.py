@@ -150,9 +150,31 @@ def test_compare_is_resumable(assets, tmp_path, capsys):
     assert len({json.dumps(entry["psnr"]["after"]) for entry in entries}) == 3
     assert all(0 < entry["training_seconds"] < entry["seconds"] for entry in entries)
     capsys.readouterr()
-    assert main(run) == 0
+    assert main([*run, "only=[shuffled_actions_seed0]"]) == 0
     assert "evaluating" not in capsys.readouterr().out
-    assert json.loads(results.read_text()) == entries
+    assert json.loads(results.read_text()) == entries  # of all that are finished
+    assert main([*run, "only=[rlir_seed7]"]) == 2
+    assert "there is no run rlir_seed7; there are rlir_seed0, more_pretraining_seed0" in capsys.readouterr().err
+    assert main([*run, f"folder={tmp_path}/other", "only=[more_pretraining_seed0]"]) == 2
+    assert "run rlir_seed0 first" in capsys.readouterr().err
+
+
+def test_settings_are_compared_by_the_coach_on_dev_prompts(assets, tmp_path, capsys, monkeypatch):
+    results, readme = tmp_path / "settings.json", tmp_path / "README.md"
+    readme.write_text("<!-- settings:begin -->\n<!-- settings:end -->\n")
+    train = listed([f"world.name={assets}", *TINY, "trainer.evaluate_every=0", "evaluation.top_p=[0.8]"])
+    run = ["study", "settings", f"overrides={train}", f"folder={tmp_path}/runs", f"results={results}"]
+    run += [f"readme={readme}", "only=[log_prob_sequence_seed0,balanced_log_prob_framewise_seed0]"]
+    monkeypatch.setattr("rlir_env.assets.load_judge", lambda **_: pytest.fail("the judge was asked"))
+    assert main(run) == 0
+    entries = {entry["arm"]: entry for entry in json.loads(results.read_text())}
+    assert entries.keys() == {"log_prob_sequence", "balanced_log_prob_framewise"}
+    assert all(entry["num_videos"] == 8 and entry["num_clips"] == SPLITS["dev"] for entry in entries.values())
+    one, other = entries.values()
+    assert one["psnr"]["before"] == other["psnr"]["before"] and one["psnr"]["after"] != other["psnr"]["after"]
+    assert "`reward=log_prob`, `credit=sequence`" in readme.read_text()
+    first = results.read_bytes()
+    assert main(run) == 0 and results.read_bytes() == first
 
 
 def listed(overrides: list[str]) -> str:

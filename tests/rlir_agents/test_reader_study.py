@@ -197,4 +197,4 @@ def test_a_mistake_names_its_remedy(override, message, world, capsys):
     assert main(arguments(world, override)) == 2
     assert message in capsys.readouterr().err
     assert main(["study"]) == 2
-    assert "write `rlir study readers" in capsys.readouterr().err
+    assert "write `rlir study SUBJECT [key=value ...]`; subjects are readers, settings" in capsys.readouterr().err

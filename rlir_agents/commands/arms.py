@@ -1,0 +1,67 @@
+"""The runs of a comparison: every arm with every seed, each a `rlir train` in <folder>/<arm>_seed<n>."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlir_agents.commands.composition import Config, compose_config
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of them.
+
+    Attributes:
+        config: of the comparison.
+        arm: what it changes; a key of `arms`.
+        seed: of the run.
+    """
+
+    config: Config
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What ``only`` and the run's folder call it."""
+        return f"{self.arm}_seed{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept."""
+        return Path(self.config["folder"]) / self.name
+
+    def train_config(self) -> Config:
+        """Its config of `rlir train`."""
+        overrides = [
+            f"experiment={self.config['experiment']}",
+            *self.config["overrides"],
+            *self.config["arms"][self.arm],
+        ]
+        return compose_config("train", [*overrides, f"seed={self.seed}", f"arm={self.arm}", f"run_dir={self.folder}"])
+
+
+def all_runs(config: Config) -> list[Run]:
+    """The runs of a comparison in the order in which they are made: seed by seed.
+
+    Args:
+        config: with ``experiment``, ``overrides``, ``seeds``, ``arms`` and ``folder``.
+    """
+    return [Run(config, arm, seed) for seed in config["seeds"] for arm in config["arms"]]
+
+
+def chosen_runs(config: Config) -> Iterator[Run]:
+    """The runs that ``only`` names, or all; each is announced.
+
+    Raises:
+        ValueError: if it names one that there is not.
+    """
+    runs = {run.name: run for run in all_runs(config)}
+    unknown = sorted(set(config["only"] or ()) - runs.keys())
+    if unknown:
+        raise ValueError(f"only: there is no run {', '.join(unknown)}; there are {', '.join(runs)}")
+    for name in config["only"] or runs:
+        print(f"\n{name}", flush=True)
+        yield runs[name]

@@ -1,0 +1,69 @@
+"""rlir study settings: which reward, which credit, which rate learns best from the same number of videos?
+
+Everything is read by the coach on dev prompts, so that the choice leaves judge and test prompts untouched.
+
+    rlir study settings                            # hours; stopped, it goes on with the same command
+    rlir study settings 'arms={kl_0: [algorithm=clipped]}' results=runs/settings/kl.json readme=null
+    rlir study settings only=[balanced_sequence_seed0]   # this run alone, so that several commands can share the work
+
+A run is one `rlir train`, without its final figures, in <folder>/<arm>_seed<n>; the results hold all that are finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlir_agents.commands.arms import Run, all_runs, chosen_runs
+from rlir_agents.commands.composition import Config, compose_config, describe
+from rlir_agents.commands.training_run import TrainingRun
+from rlir_agents.report import read_csv_curves, replace_block, settings_entry, settings_table
+from rlir_agents.report.summary import write_atomically
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run what is missing, storing the results after each run."""
+    config = compose_config("study_settings", arguments)
+    for chosen in chosen_runs(config):
+        if not _file(chosen).is_file():
+            write_atomically(_file(chosen), json.dumps(_figures(chosen), indent=1, allow_nan=False) + "\n")
+        write_atomically(config["results"], json.dumps(_finished(config), indent=1) + "\n")
+    table = settings_table(_finished(config))
+    if config["readme"] is not None:
+        replace_block(config["readme"], "settings", table)
+    print(f"\n{table}\n\n{config['results']}")
+
+
+def help_text() -> str:
+    """What ``rlir study settings --help`` prints."""
+    return f"{__doc__}\n{describe('study_settings')}"
+
+
+def _figures(chosen: Run) -> dict[str, Any]:
+    run = TrainingRun(chosen.train_config())
+    assembly, top_p = run.assembly, run.top_p("before")
+    before = run.records.evaluation("dev_before", lambda: run.dev.evaluate(assembly.policy_at(assembly.base, top_p)))
+    run.learn()
+    after = run.records.evaluation("dev_after", lambda: run.dev.evaluate(assembly.policy_at(assembly.policy, top_p)))
+    config = run.config
+    return settings_entry(
+        before,
+        after,
+        slots=run.slots,
+        curves=read_csv_curves(run.folder),
+        arm=chosen.arm,
+        seed=chosen.seed,
+        settings=chosen.config["arms"][chosen.arm],
+        top_p=top_p,
+        num_videos=config["trainer"]["num_iterations"] * config["env"]["num_prompts"] * config["env"]["group_size"],
+    )
+
+
+def _finished(config: Config) -> list[dict[str, Any]]:
+    return [json.loads(_file(run).read_text()) for run in all_runs(config) if _file(run).is_file()]
+
+
+def _file(run: Run) -> Path:
+    return run.folder / "settings.json"

@@ -1,0 +1,75 @@
+"""One training in its folder: what it is made of, what it has recorded there, and how it does on dev prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from rlir_agents.commands.assembly import assemble, make_trainer
+from rlir_agents.commands.composition import Config
+from rlir_agents.commands.evaluating import Records, best_top_p, make_evaluator, quoted_slots
+from rlir_agents.commands.run_claim import claim
+from rlir_agents.policies import TokenPolicy
+from rlir_agents.report import read_csv_curves
+
+
+class TrainingRun:
+    """A run of `rlir train`, as far as dev prompts and the coach go; neither judge nor test prompts are touched here.
+
+    Attributes:
+        config: what it was made from.
+        folder: of the run.
+        assembly: its parts.
+        records: evaluations and choices that a restart finds again.
+        dev: an evaluator on dev prompts, read by the coach.
+        slots: over which the quoted F1 averages, by name.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Build the parts and claim the folder.
+
+        Args:
+            config: of `rlir train`.
+
+        Raises:
+            ValueError: if something in the config does not fit, or the folder holds another run.
+        """
+        self.config, self.folder = config, Path(config["run_dir"])
+        self.assembly = assemble(config)
+        parts = self.assembly.parts
+        claim(self.folder, config, [self.assembly.policy, parts["tokenizer"], parts["reward_fn"], parts["idm"]])
+        self.records = Records(self.folder, parts["idm"].spec)
+        self.dev = make_evaluator(config, parts, "dev", config["evaluation"]["num_dev_clips"], {"coach": parts["idm"]})
+        self.slots = quoted_slots(parts)
+
+    def learn(self) -> None:
+        """Reinforcement learning, from the newest checkpoint if there is one; leaves the result in the policy."""
+        make_trainer(self.assembly, self.evaluate).train()
+        keep_best = self.config["trainer"]["keep_best_by"] is not None
+        weights = load_file(self.folder / f"{'best_policy' if keep_best else 'policy'}.safetensors")
+        self.assembly.policy.load_state_dict(weights)
+
+    def evaluate(self, policy: TokenPolicy) -> dict[str, float]:
+        """Figures of a policy for the log, sampled as the base model is sampled best."""
+        policy = self.assembly.policy_at(policy, self.top_p("before"))
+        return self.dev.evaluate(policy).log_entries("coach", self.slots)
+
+    def top_p(self, when: str) -> float:
+        """The top-p at which the model follows best on dev prompts, found once.
+
+        Args:
+            when: ``before``, of the base model, or ``after``, of the policy as it is when first asked for.
+        """
+        policy = {"before": self.assembly.base, "after": self.assembly.policy}[when]
+        choices = self.config["evaluation"]["top_p"]
+        return self.records.value(f"top_p_{when}", lambda: best_top_p(self.assembly, policy, self.dev, choices))
+
+    def logged_seconds(self, names: Sequence[str] | None = None) -> float:
+        """Seconds that the iterations took, as logged; of all parts of an iteration, or of the named ones."""
+        curves = read_csv_curves(self.folder)
+        wanted = [key for key in curves if key.startswith("seconds/")]
+        if names is not None:
+            wanted = [key for key in wanted if key.removeprefix("seconds/") in names]
+        return sum(value for key in wanted for _, value in curves[key])
