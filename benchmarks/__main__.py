@@ -1,7 +1,9 @@
 """Measure everything, print the tables, and write them down as numbers.
 
-python -m benchmarks                                    # what `make bench` runs: minutes, on cores that are idle
-python -m benchmarks --results /tmp/speed.json env.num_prompts=2 env.group_size=4     # to try it out
+    python -m benchmarks                                    # what `make bench` runs: minutes, on cores that are idle
+    python -m benchmarks --results runs/speed.json env.num_prompts=2 env.group_size=4     # to try it out
+
+Further arguments are overrides of `rlir train experiment=demo`.
 """
 
 from __future__ import annotations

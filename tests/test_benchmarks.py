@@ -1,7 +1,10 @@
 """What the benchmarks count is right. No test asserts a time: times belong to a machine."""
 
+from functools import partial
+
 import pytest
 import torch
+from small_policies import small_mineworld, small_policy
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.generation import sample_without_cache
@@ -9,7 +12,7 @@ from benchmarks.peaks import Peaks
 from benchmarks.rollout_work import RolloutWork
 from benchmarks.work import ProductCounter, Work, limit, total
 from rlir_agents.policies import TokenPolicy
-from rlir_agents.world_models import MineWorld, MineWorldConfig, mineworld
+from rlir_agents.world_models import mineworld
 from rlir_agents.world_models.kv_cache import KVCache, PlainLayerCache
 from rlir_env.envs import TokenGenerationEnv
 from rlir_env.testing import identity_world
@@ -23,19 +26,7 @@ def make_env() -> TokenGenerationEnv:
 
 
 def make_policy(env: TokenGenerationEnv, num_key_value_heads: int = 1) -> TokenPolicy:
-    torch.manual_seed(0)
-    config = MineWorldConfig(
-        num_codes=6,
-        vocab_size=11,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=num_key_value_heads,
-        max_position_embeddings=env.layout.sequence_length,
-        initializer_range=0.15,
-    )
-    return TokenPolicy(MineWorld(config), env.layout, "frame")
+    return small_policy(env, partial(small_mineworld, num_key_value_heads=num_key_value_heads))
 
 
 def plain_cache(num_layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> KVCache:
@@ -57,8 +48,8 @@ def test_closed_form_of_the_rollout_agrees_with_torch(
     parts = work.parts()
     counted = total([work for part in parts.values() for work in part])[0]
     assert counted == torch_counter.get_total_flops()
-    # 2 FLOPs x 6 rows x 16 wide x 6 codes for each of 3 frames' 8 tokens
-    assert total(parts["head"])[0] == 2 * 6 * 16 * 6 * 24
+    # 2 FLOPs x 6 rows x 32 wide x the codes, for each of 3 frames' 8 tokens
+    assert total(parts["head"])[0] == 2 * 6 * 32 * env.num_codes * 24
 
 
 def test_counter_agrees_with_torch_forward_and_backward() -> None:

@@ -1,7 +1,7 @@
 """rlir compare: every arm with every seed, one after the other, and the table of results made from them.
 
     rlir compare                              # hours; stopped, it goes on with the same command
-    rlir compare seeds=[0] overrides=[trainer.num_iterations=20] folder=runs/short results=runs/short.json readme=null
+    rlir compare seeds=[0] "overrides=['trainer.num_iterations=5']" folder=runs/try results=runs/try.json readme=null
     rlir compare only=[rlir_seed1]            # this run alone, so that several commands can share the work
 
 A run is one `rlir train` in <folder>/<arm>_seed<n>; the results hold all that are finished. The control

@@ -1,8 +1,10 @@
 """rlir evaluate: measure how well a world model follows game actions, beside the controls that say what it is worth.
 
-rlir evaluate                             # the shipped base model on dev prompts, by the coach
-rlir evaluate weights=runs/demo/policy.safetensors
-rlir evaluate split=test                  # by coach and judge, for final figures
+    rlir evaluate                             # the shipped base model on dev prompts, by the coach
+    rlir evaluate weights=runs/demo/policy.safetensors
+    rlir evaluate split=test                  # by coach and judge, for final figures
+
+It prints a table and leaves nothing behind; `rlir train` does the same before and after.
 """
 
 from __future__ import annotations

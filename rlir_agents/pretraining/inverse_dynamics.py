@@ -12,11 +12,9 @@ from torch import Tensor
 
 from rlir_agents.pretraining.augmentation import jitter, mirror
 from rlir_agents.pretraining.loop import PretrainingTask
-from rlir_env.inverse_dynamics import VPTInverseDynamics
+from rlir_env.inverse_dynamics import LEAST_SHARE, VPTInverseDynamics
 from rlir_env.metrics.action_following import ActionFollowing
 from rlir_env.recordings import FrameArchive
-
-_LEAST_SHARE = 1e-3  # of a class that never occurs, so that its logarithm is finite
 
 
 class InverseDynamicsTask(PretrainingTask):
@@ -76,5 +74,5 @@ class InverseDynamicsTask(PretrainingTask):
 
 def _log_frequency(shares: Sequence[Sequence[float]]) -> Tensor:
     """Log-shares of classes ``[S, C]``; 0 where a slot has fewer classes."""
-    rows = [torch.tensor(row).clamp_min(_LEAST_SHARE).log() for row in shares]
+    rows = [torch.tensor(row).clamp_min(LEAST_SHARE).log() for row in shares]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

@@ -11,7 +11,7 @@ from rlir_agents.evaluation import Evaluation
 from rlir_agents.report.tables import gain, markdown, number, percent
 from rlir_env.metrics import draw_weights
 
-Curves = Mapping[str, Sequence[tuple[int, float]]]
+Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def settings_entry(

@@ -29,7 +29,8 @@ _IMPALA_BASE_CHANNELS = (16, 32, 32)
 # would start equally likely, and slots, in which the two are one class, could teach a button its
 # own opposite.
 _INITIAL_PRESSED_LOGIT = -1.0
-_LEAST_SHARE = 1e-3  # of a class that never occurs in training data, so that its logarithm is finite
+LEAST_SHARE = 1e-3
+"""Share of a class that never occurs in training data, so that its logarithm is finite."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class VPTInverseDynamics(InverseDynamicsModel):
         pressed, bins = self._slots.head_shares(shares)
         buttons = torch.stack([1 - pressed, pressed], dim=-1)  # [20, 2]
         for name, share in (("buttons", buttons), ("camera", bins)):
-            log_share = power * share.clamp_min(_LEAST_SHARE).log() * self._temperature
+            log_share = power * share.clamp_min(LEAST_SHARE).log() * self._temperature
             head = self.pi_head[name]
             assert isinstance(head, ActionHead)
             head.linear_layer.bias.copy_(log_share.flatten())

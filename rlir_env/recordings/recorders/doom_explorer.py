@@ -68,8 +68,7 @@ class Explorer:
         # A jump is pressed where it shows: on the ground, standing, and rested from the last one.
         can_jump = view.is_on_ground and self._frames_to_jump <= 0 and not (sneaks or self._sneaked)
         jumps = can_jump and rng.random() < config.jump
-        self._frames_to_jump = math.ceil(JUMP_TICS / self._tics) if jumps else self._frames_to_jump
-        self._frames_to_jump -= 1
+        self._frames_to_jump = (math.ceil(JUMP_TICS / self._tics) if jumps else self._frames_to_jump) - 1
         self._sneaked = sneaks
         uses = not self._attack and rng.random() < config.use
         pitch, yaw = self._camera
