@@ -32,7 +32,7 @@ from benchmarks.generation import WAYS, measure_apart
 from benchmarks.iteration import counted_work, rollout_work, seconds_of_parts
 from benchmarks.peaks import machine, measure_peaks
 from rlir_agents.commands.assembly import Assembly
-from rlir_agents.report.summary import write_atomically
+from rlir_env.atomic_files import write_text
 
 _RESULTS = Path(__file__).parent / "results" / "speed.json"
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     figures = measure(given.overrides)
     figures["command"] = shlex.join(["python", "-m", "benchmarks", *given.overrides])
-    write_atomically(given.results, json.dumps(figures, indent=1) + "\n")
+    write_text(given.results, json.dumps(figures, indent=1) + "\n")
     print(f"\n{tables(figures)}\n\n{given.results}")
 
 

@@ -23,8 +23,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from benchmarks.demo import assemble_demo
+from rlir_agents.hardware import autocast
 from rlir_agents.policies import TokenPolicy
-from rlir_agents.policies.precision import autocast
 from rlir_agents.rollouts import collect, collect_stepwise
 from rlir_agents.world_models.sampling import counter_uniform
 

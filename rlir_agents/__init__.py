@@ -15,7 +15,6 @@ _HOME = {
     "group_relative": "advantages",
     "GeneralizedAdvantage": "generalized_advantage",
     "GRPOLoss": "losses",
-    "KLToReference": "losses",
     "MineWorld": "world_models",
     "MineWorldConfig": "world_models",
     "TokenPolicy": "policies",

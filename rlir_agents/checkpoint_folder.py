@@ -8,13 +8,14 @@ is executed on reading. What *belongs* into a checkpoint is in ``rlir_agents/tra
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from rlir_env.atomic_files import replacing, sync
 
 _PREFIX = "iteration_"
 _TENSOR, _ITEMS = "__tensor__", "__items__"
@@ -55,7 +56,7 @@ class CheckpointFolder:
         if target.exists():
             shutil.rmtree(target)
         unfinished.rename(target)
-        _sync(self.path)
+        sync(self.path)
         for old in self.complete()[: -self.num_kept]:
             # Renamed first: half deleted, it must not pass for a complete one.
             shutil.rmtree(old.rename(self.path / f".unfinished_{old.name}"))
@@ -81,7 +82,7 @@ def write_tree(folder: Path, tree: Any) -> None:
     save_file(tensors, folder / "tensors.safetensors")
     (folder / "state.json").write_text(json.dumps(structure))
     for path in (folder / "tensors.safetensors", folder / "state.json", folder):
-        _sync(path)
+        sync(path)
 
 
 def read_tree(folder: Path) -> Any:
@@ -90,13 +91,10 @@ def read_tree(folder: Path) -> Any:
     return _decode(json.loads((folder / "state.json").read_text()), tensors)
 
 
-def write_atomically(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write one safetensors file so that a reader finds the old or the new one, never a part."""
-    unfinished = path.with_name(f".unfinished_{path.name}")
-    save_file({key: _own_copy(value) for key, value in tensors.items()}, unfinished)
-    _sync(unfinished)
-    unfinished.replace(path)
-    _sync(path.parent)
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write one safetensors file so that it is complete or as it was."""
+    with replacing(path) as unfinished:
+        save_file({key: _own_copy(value) for key, value in tensors.items()}, unfinished)
 
 
 def _encode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -125,11 +123,3 @@ def _decode(node: Any, tensors: dict[str, torch.Tensor]) -> Any:
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
     # safetensors refuses views and tensors that share memory, such as tied weights.
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,8 @@ VERBS = {
     "ship": "put what was made among the package's assets",
 }
 
+_RESUMABLE = ("record", "pretrain", "study", "train", "compare")
+
 _HELP = """\
 rlir: post-train video world models until they obey their actions
 
@@ -61,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rlir {verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nrlir {verb}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        outlook = "; the same command goes on where it was" if verb in _RESUMABLE else ""
+        print(f"\nrlir {verb}: stopped{outlook}", file=sys.stderr)
         return 130
     return 0
 

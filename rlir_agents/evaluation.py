@@ -11,7 +11,6 @@ of clips.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -21,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlir_env.atomic_files import replacing
 from rlir_env.game_actions import GameActionSpec
 from rlir_env.metrics import (
     action_following_scores,
@@ -145,13 +145,10 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Write the record as one safetensors file, atomically; the spec is not in it."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         entries = {"game_action": self.game_action, "psnr": self.psnr, "frames": self.frames}
         entries |= {_READ_BY + name: read for name, read in self.inferred_game_action.items()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        save_file({name: entry.contiguous() for name, entry in entries.items()}, partial)
-        os.replace(partial, path)
+        with replacing(path) as unfinished:
+            save_file({name: entry.contiguous() for name, entry in entries.items()}, unfinished)
 
     @classmethod
     def load(cls, path: str | Path, spec: GameActionSpec) -> Evaluation:

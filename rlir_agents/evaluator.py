@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlir_agents.evaluation import Evaluation
+from rlir_agents.hardware import autocast
 from rlir_agents.rollouts import collect
 from rlir_agents.video_makers import (
     Collect,
@@ -168,8 +169,7 @@ class Evaluator:
 
     def _infer(self, idm: InverseDynamicsModel, frames: Tensor) -> Tensor:
         """One reading per transition (Eq. 3), long [n, F-1, S] on the CPU."""
-        device = self._env.device.type
-        with torch.autocast(device, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with autocast(self._env.device, self.autocast_dtype):
             return idm.infer_game_actions(frames.to(self._env.device), align="transition").cpu()
 
 

@@ -1,8 +1,11 @@
-"""What the machine offers: the device to run on and the precision that is fast there."""
+"""What the machine offers: the device to run on, and the precision that is fast there."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
+from torch import nn
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -18,7 +21,7 @@ def default_autocast_dtype(device: torch.device | str) -> torch.dtype | None:
     A CPU needs AVX512-BF16 (measured: four times float32); without it bfloat16 is emulated, and slower.
     """
     if torch.device(device).type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported()
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         has_bf16 = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if has_bf16 else None
@@ -40,3 +43,13 @@ def choose_autocast_dtype(name: str, device: torch.device | str) -> torch.dtype 
     if name not in choices:
         raise ValueError(f"autocast={name!r}: use auto, {', '.join(choices)}")
     return choices[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Autocast to ``dtype``; None leaves the caller's setting as it is (and does not switch it off)."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are."""
+    return next(module.parameters()).device

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rlir_agents.hardware import autocast
 from rlir_env.game_actions import GameActionSpec
 from rlir_env.inverse_dynamics import InverseDynamicsModel
 from rlir_env.metrics import ActionFollowing, confusion_matrices
@@ -132,8 +133,7 @@ class ReaderStudy:
 
     def _infer(self, reader: InverseDynamicsModel, frames: Tensor) -> Tensor:
         """One reading per transition, long ``[..., F-1, S]`` on the CPU."""
-        dtype = self._autocast_dtype
-        with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(self._device, self._autocast_dtype):
             return reader.infer_game_actions(frames).cpu()
 
 

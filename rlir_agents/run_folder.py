@@ -7,6 +7,7 @@ goes on from it continues the log there instead of repeating rows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from torch import nn
 from torchrl.record.loggers import CSVLogger, Logger
 
-from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree, write_atomically
+from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree, write_tensors
 
 
 class RunFolder:
@@ -26,21 +27,25 @@ class RunFolder:
         Args:
             path: the folder; made when the run starts.
             num_checkpoints: how many are kept.
-            logger: TorchRL logger; None writes one CSV file per figure below ``metrics/scalars``.
-                Only those are cut back when a run resumes: another logger sees the iterations since
-                the last checkpoint twice.
+            logger: TorchRL logger that is told too. One CSV file per figure is always written below
+                ``metrics/scalars``: the summary and the report are made from it, and only it is cut
+                back when a run resumes; another logger sees the iterations since the last
+                checkpoint twice.
         """
         self.path = Path(path)
         self.checkpoints = CheckpointFolder(self.path / "checkpoints", num_checkpoints)
         self._log_dir = self.path / "metrics"
-        self._logger = logger
+        self._loggers = [] if logger is None else [logger]
+        self._has_csv = False
 
     def log(self, figures: Mapping[str, float], iteration: int) -> None:
         """Append figures to the log."""
-        if self._logger is None:
-            self._logger = CSVLogger(self._log_dir.name, log_dir=str(self.path))
+        if not self._has_csv:  # made here, because it makes its folder
+            self._loggers.insert(0, CSVLogger(self._log_dir.name, log_dir=str(self.path)))
+            self._has_csv = True
         for name, value in figures.items():
-            self._logger.log_scalar(name, value, step=iteration)
+            for logger in self._loggers:
+                logger.log_scalar(name, value, step=iteration)
 
     def save_checkpoint(self, iteration: int, state: dict[str, Any]) -> None:
         """Store the state of a run, and where its log stands."""
@@ -57,10 +62,28 @@ class RunFolder:
         self._rewind_log(stored["log"])
         return stored["state"]
 
+    def require_same(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse to go on with a run under other settings: it would end as neither of the two.
+
+        Args:
+            then: settings stored in its checkpoint.
+            now: settings of this process.
+
+        Raises:
+            ValueError: naming the settings that differ.
+        """
+        stored = json.loads(json.dumps(then))
+        changed = [key for key, value in json.loads(json.dumps(now)).items() if stored.get(key) != value]
+        if changed:
+            raise ValueError(
+                f"{self.path} holds a run with another {', '.join(changed)}: resume it with the same config, or choose "
+                "another folder"
+            )
+
     def save_policy(self, policy: nn.Module, name: str = "policy") -> Path:
         """Write a policy's weights to ``<name>.safetensors``, atomically."""
         path = self.path / f"{name}.safetensors"
-        write_atomically(path, policy.state_dict())
+        write_tensors(path, policy.state_dict())
         return path
 
     def _log_position(self) -> dict[str, int]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
-
-Result = TypeVar("Result")
 
 
 class Stopwatch:
@@ -38,14 +35,20 @@ class Stopwatch:
         if part_of is not None:
             self._seconds[part_of] -= seconds
 
-    def timed(self, function: Callable[..., Result], name: str, part_of: str | None = None) -> Callable[..., Result]:
-        """The same function, its time added under a name."""
+    @contextmanager
+    def calls(self, owner: object, method: str, name: str, part_of: str | None = None) -> Iterator[None]:
+        """Time every call of an object's method in a block; after it the object is as it was."""
+        function = getattr(owner, method)
 
-        def run(*args: object, **kwargs: object) -> Result:
+        def timed(*args: object, **kwargs: object) -> object:
             with self(name, part_of):
                 return function(*args, **kwargs)
 
-        return run
+        setattr(owner, method, timed)
+        try:
+            yield
+        finally:
+            delattr(owner, method)  # the class's own shows again
 
     def lap(self) -> dict[str, float]:
         """Seconds since the last lap as ``seconds/<name>``; starts the next lap."""

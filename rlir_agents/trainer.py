@@ -102,8 +102,6 @@ class Trainer:
         self._collect_fn = collect_fn
         self._update = PolicyUpdate(loss, optimizer, config)
         self._watch = Stopwatch()
-        # The reward is paid inside the last step of the env: that is where it can be timed.
-        env.score = self._watch.timed(env.score, "reward", part_of="rollout")
 
     def train(self) -> dict[str, float]:
         """Run to the end, from the newest checkpoint if there is one.
@@ -132,7 +130,9 @@ class Trainer:
         Returns:
             The iteration's figures, explained in ``health.py``.
         """
-        with self._watch("rollout"), torch.no_grad():
+        # The reward is paid inside the last step of the env: that is where it can be timed.
+        watch = self._watch
+        with watch("rollout"), watch.calls(self.env, "score", "reward", part_of="rollout"), torch.no_grad():
             rollout = self._collect_fn(self.env, self.policy)  # [P, G, T]
         with self._watch("score"):
             self._score(rollout)
@@ -213,13 +213,7 @@ class Trainer:
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        config = asdict(self.config)
-        changed = [key for key, value in config.items() if state["config"].get(key) != value]
-        if changed:
-            raise ValueError(
-                f"{self.run_folder.path} holds a run with another {', '.join(changed)}: "
-                "resume it with the same config, or choose another folder"
-            )
+        self.run_folder.require_same(state["config"], asdict(self.config))
         self.iteration, self._best = state["iteration"], state["best"]
         self.env.num_groups_drawn = state["num_groups_drawn"]
         load_modules_state(self.policy, self.loss, state["modules"])

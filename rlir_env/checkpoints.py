@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from rlir_env.atomic_files import replacing
 
 _CONFIG_KEY = "config"
 _KEYS_SHOWN = 10  # per kind of mismatch in an error; a wrong architecture mismatches in hundreds
@@ -32,7 +33,7 @@ def save_safetensors(
     """Writes weights and config as one file, atomically: it is the old or the new one, never half.
 
     Args:
-        path: Ends in ``.safetensors``; its folder must exist.
+        path: Ends in ``.safetensors``.
         weights: A module or a state dict.
         config: What builds the module again; anything that JSON can hold.
         dtype: Floating-point tensors are stored in this type (``torch.float16`` halves the file);
@@ -41,17 +42,10 @@ def save_safetensors(
     Raises:
         ValueError: If a value does not survive ``dtype``, e.g. 1e5 in float16.
     """
-    path = Path(path)
     state_dict = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {name: _as_stored(name, tensor, dtype) for name, tensor in state_dict.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={_CONFIG_KEY: json.dumps(dict(config), sort_keys=True)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave an empty file under the new name
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, metadata={_CONFIG_KEY: json.dumps(dict(config), sort_keys=True)})
 
 
 def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up; a module may import its own layer and those below it. The first prefix that fits counts.
 LAYERS = [
-    ("rlir_env.game_actions", "rlir_env.layout", "rlir_env.checkpoints", "rlir_env.schedules"),
+    ("rlir_env.game_actions", "rlir_env.layout", "rlir_env.schedules", "rlir_env.atomic_files", "rlir_env.checkpoints"),
     ("rlir_env.recordings",),
     ("rlir_env.prompts",),
     ("rlir_env.tokenizers", "rlir_env.inverse_dynamics", "rlir_env.metrics"),
@@ -27,14 +27,12 @@ _REST = len(LAYERS) - 1  # trainer, evaluator, report, pretraining, ...: between
 # What a package may not know at all, whatever the layer.
 FORBIDDEN = {
     "rlir_env": ("rlir_agents", "hydra", "omegaconf"),
-    "rlir_agents.world_models": (
-        *("torchrl", "tensordict", "gymnasium"),
-        *(f"rlir_env.{name}" for name in ("envs", "rewards", "prompts", "recordings", "tokenizers", "metrics")),
-        *("rlir_env.inverse_dynamics", "rlir_env.assets"),
-    ),
+    "rlir_agents.world_models": ("torchrl", "tensordict", "gymnasium"),
     "rlir_agents.losses": ("rlir_env", "rlir_agents.world_models", "rlir_agents.policies"),
     "rlir_agents.advantages": ("torchrl", "rlir_env"),
 }
+# Of rlir_env a world model may know these, and nothing else: no env, no reward, no prompt.
+KNOWN_TO_WORLD_MODELS = tuple(f"rlir_env.{name}" for name in ("game_actions", "layout", "checkpoints", "schedules"))
 # Only these may import what others must be able to do without.
 ONLY_IN = {
     "hydra": ("rlir_agents.commands",),
@@ -94,6 +92,10 @@ def test_imports_go_one_way(module):
         if is_below(module, package):
             known = [one for one in imports(module) for name in names if is_below(one, name)]
             assert not known, f"{module} must not know {known}"
+    if is_below(module, "rlir_agents.world_models"):
+        of_env = [one for one in imports(module) if is_below(one, "rlir_env")]
+        unknown = [one for one in of_env if not any(is_below(one, known) for known in KNOWN_TO_WORLD_MODELS)]
+        assert not unknown, f"{module}: a world model must not know {unknown}"
     for name, places in ONLY_IN.items():
         if not any(is_below(module, place) for place in places):
             assert not any(is_below(one, name) for one in imports(module)), f"{module} imports {name}"

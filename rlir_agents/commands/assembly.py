@@ -87,7 +87,11 @@ def _add_algorithm(parts: Parts, config: Config, reference: TokenPolicy | None) 
     parts |= {"critic": critic, "critic_network": critic, "reference_policy": reference}
     loss: nn.Module = build(config["algorithm"]["loss"], parts, "algorithm.loss").to(parts["device"])
     parts |= {"loss": loss, "params": [p for p in loss.parameters() if p.requires_grad]}
+    if getattr(loss, "kl_coeff", 0) and reference is None:
+        raise ValueError("algorithm: kl_coeff needs a reference policy: set has_reference=true, or kl_coeff=0")
     parts["advantage"] = build(config["credit"], parts, "credit")
+    if critic is not None and not hasattr(parts["advantage"], "critic"):
+        raise ValueError("credit: the algorithm has a critic, and this credit gives it no targets: use credit=gae")
     parts["optimizer"] = build(config["optimizer"], parts, "optimizer")
     parts["num_iterations"] = config["trainer"]["num_iterations"]
     parts["scheduler"] = build(config["scheduler"], parts, "scheduler")

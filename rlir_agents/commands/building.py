@@ -49,8 +49,11 @@ def _arguments(target: Any, given: dict[str, Any], parts: Mapping[str, Any], nam
     unknown = given.keys() - named.keys()
     if unknown and len(named) == len(keywords):
         raise ValueError(f"{name}: {target.__name__} has no {', '.join(sorted(unknown))}; it has {', '.join(named)}")
-    arguments = {key: parts[key] for key in named if key in parts} | given
-    missing = [key for key, keyword in named.items() if keyword.default is keyword.empty and key not in arguments]
+    # A part that a run goes without, such as a critic, is None: it fills a keyword that may be left out, no other.
+    is_optional = {key: keyword.default is not keyword.empty for key, keyword in named.items()}
+    offered = {key: parts[key] for key in named if key in parts and (is_optional[key] or parts[key] is not None)}
+    arguments = offered | given
+    missing = [key for key in named if not is_optional[key] and key not in arguments]
     if missing:
         raise ValueError(f"{name}: {target.__name__} needs {', '.join(missing)}")
     return arguments

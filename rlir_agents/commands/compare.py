@@ -22,7 +22,7 @@ from rlir_agents.commands.further_pretraining import FurtherPretraining
 from rlir_agents.commands.train import Learn, train
 from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.report import console_table, results_table, update_readme
-from rlir_agents.report.summary import write_atomically
+from rlir_env.atomic_files import write_text
 
 _TIMED_BY = "rlir"  # the arm whose training time the control gets
 
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
         if not _summary_file(chosen).is_file():
             train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
         print(console_table(_summary(chosen)), flush=True)
-        write_atomically(config["results"], json.dumps(_finished(config), indent=1) + "\n")
+        write_text(config["results"], json.dumps(_finished(config), indent=1) + "\n")
     if config["readme"] is not None:
         update_readme(config["readme"], config["results"])
     print(f"\n{results_table(_finished(config))}\n\n{config['results']}")

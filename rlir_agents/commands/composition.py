@@ -77,14 +77,12 @@ def _plain(config: DictConfig) -> Config:
 def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
     """Hydra's message in one line; for an unknown key, the keys that there are."""
     groups = [override for override in overrides if _names_group(override)]
-    if len(groups) < len(overrides):
-        known = compose(verb, groups)  # a wrong group would have been the error already, or is one here
-        for override in overrides:
-            if override not in groups:
-                problem = _unknown_key(known, override)
-                if problem:
-                    return problem
-    return " ".join(str(error).split())
+    try:
+        known = compose(verb, groups)
+    except (HydraException, OmegaConfBaseException) as wrong_group:
+        return " ".join(str(wrong_group).split())
+    problems = (_unknown_key(known, override) for override in overrides if override not in groups)
+    return next(filter(None, problems), " ".join(str(error).split()))
 
 
 def _names_group(override: str) -> bool:

@@ -15,7 +15,7 @@ from functools import partial
 from rlir_agents.commands.assembly import Parts, frozen_parts
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.evaluating import load_policy, load_readers, make_env, make_evaluator, quoted_slots
-from rlir_agents.controls import ShuffledGameActions
+from rlir_agents.controls import ShuffledGameActions, best_of
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.evaluator import Evaluator
 from rlir_agents.report.tables import align, number
@@ -52,6 +52,9 @@ def _evaluations(config: Config, parts: Parts, evaluator: Evaluator) -> Iterator
         return
     shuffled = ShuffledGameActions(evaluator.prompts, config["seed"])
     yield f"top-p {top_p:g}, shuffled game actions", lambda: evaluator.evaluate_under(shuffled, policy)
+    if config["best_of"] is not None:
+        best = partial(best_of, evaluator, policy, config["best_of"], by="coach")
+        yield f"top-p {top_p:g}, best of {config['best_of']} by the coach", best
     yield "copy of the given frame", evaluator.copy_last_frame
     yield "real video, through the tokenizer", lambda: evaluator.reconstruction(parts["tokenizer"])
     yield "real video (ceiling)", evaluator.ceiling

@@ -17,6 +17,7 @@ from rlir_agents.evaluator import Evaluator
 from rlir_agents.policies import TokenPolicy
 from rlir_agents.prompt_choice import shipped_prompts
 from rlir_agents.video_makers import NoReward
+from rlir_env.atomic_files import write_text
 from rlir_env.envs import TokenGenerationEnv
 from rlir_env.game_actions import GameActionSpec
 from rlir_env.inverse_dynamics import InverseDynamicsModel
@@ -44,7 +45,7 @@ def make_evaluator(
         prompts,
         readers,
         seed=settings["seed"],
-        num_videos=settings["num_videos"],
+        num_videos=prompts.num_prompts if settings["num_videos"] is None else settings["num_videos"],
         batch_size=batch_size,
         autocast_dtype=parts["autocast_dtype"],
     )
@@ -121,8 +122,5 @@ class Records:
         """The JSON value of this name, made and stored if it is not there."""
         path = self.folder / f"{name}.json"
         if not path.is_file():
-            content = json.dumps(make())
-            part = path.with_suffix(".part")
-            part.write_text(content)
-            part.replace(path)
+            write_text(path, json.dumps(make()))
         return json.loads(path.read_text())

@@ -13,6 +13,7 @@ from rlir_agents.commands.composition import compose_config
 from rlir_agents.commands.gameplay import archive
 from rlir_agents.commands.pretrain import make_task
 from rlir_agents.commands.training_run import TrainingRun
+from rlir_agents.hardware import autocast
 from rlir_agents.pretraining import Pretrainer, PretrainingTask
 from rlir_agents.run_folder import RunFolder
 
@@ -50,10 +51,9 @@ def seconds_per_step(task: PretrainingTask, autocast_dtype: torch.dtype | None) 
     """Wall time of a training step, without leaving a trace in the model."""
     before = copy.deepcopy(task.module.state_dict())
     optimizer = torch.optim.AdamW(task.module.parameters(), lr=0.0)
-    device = next(task.module.parameters()).device.type
     started = time.monotonic()
     for step in range(_TIMED_STEPS):
-        with torch.autocast(device, autocast_dtype, enabled=autocast_dtype is not None):
+        with autocast(task.device, autocast_dtype):
             loss, _ = task.loss(step, torch.Generator().manual_seed(step))
         loss.backward()
         optimizer.step()

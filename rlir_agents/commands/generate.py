@@ -53,4 +53,5 @@ def _draw(videos: dict[str, Evaluation], clip: int, slots: Sequence[str], frames
         for title, record in videos.items()
     ]
     shown = list(compress(first.spec.names, (name in slots for name in first.spec.names)))
-    return encode_mp4(draw_comparison(panels, first.game_action[clip].numpy(), first.spec, shown), frames_per_second)
+    drawn = draw_comparison(panels, first.game_action[clip].numpy(), first.spec, "coach", shown)
+    return encode_mp4(drawn, frames_per_second)

@@ -25,10 +25,12 @@ import torch
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.gameplay import archive
+from rlir_agents.commands.run_claim import claim
 from rlir_agents.hardware import choose_autocast_dtype, choose_device
 from rlir_agents.pretraining import Pretrainer
 from rlir_agents.run_folder import RunFolder
 from rlir_env.assets import write_model
+from rlir_env.atomic_files import write_text
 from rlir_env.checkpoints import fingerprint
 from rlir_env.game_actions import MINECRAFT, ActionWord
 from rlir_env.layout import TokenLayout
@@ -65,10 +67,13 @@ def pretrain(config: Config, command: str) -> dict[str, float]:
     parts = gameplay_parts(config) | {"device": device, "autocast_dtype": dtype}
     torch.manual_seed(config["seed"])
     model = build(config["network"], parts, "network").to(device)
-    task = make_task(config, parts, model)
     folder = Path(config["run_dir"])
+    frozen = [parts["tokenizer"].to(device)] if "tokenizer" in parts else []
+    claim(folder, config, [model, *frozen], device, dtype)
+    task = make_task(config, parts, model)
     pretraining = build(config["pretraining"], {}, "pretraining")
-    figures = Pretrainer(task, pretraining, RunFolder(folder), dtype).train()
+    before = None if config["continue_from"] is None else RunFolder(config["continue_from"])
+    figures = Pretrainer(task, pretraining, RunFolder(folder), dtype, before).train()
     training: FrameArchive = parts["training"]
     write_model(folder / "model.safetensors", model, class_frequency=training.class_shares(MINECRAFT))
     facts = {
@@ -83,7 +88,7 @@ def pretrain(config: Config, command: str) -> dict[str, float]:
     }
     if "tokenizer" in parts:
         facts["tokenizer"] = fingerprint([parts["tokenizer"]], torch.float16)  # as it will be shipped
-    (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_text(folder / "model.json", json.dumps(facts, indent=1) + "\n")
     return figures
 
 

@@ -24,9 +24,9 @@ from rlir_agents.hardware import choose_autocast_dtype, choose_device
 from rlir_agents.reader_figures import reader_figures
 from rlir_agents.reader_study import ReaderStudy, piece_bounds, spread_clips
 from rlir_agents.report import readers_console, readers_markdown, readers_page, replace_block
-from rlir_agents.report.summary import write_atomically
 from rlir_env.assets import asset_folder, read_idm, read_tokenizer
 from rlir_env.assets.manifest import sha256
+from rlir_env.atomic_files import write_text
 
 READERS = ("coach", "judge")  # each is also the name of the maps that it was trained on
 
@@ -35,8 +35,8 @@ def run(arguments: Sequence[str]) -> None:
     """Measure, and leave table, JSON, page and the README's block."""
     config = compose_config("study_readers", arguments)
     figures = _figures(config, shlex.join(["rlir", "study", "readers", *arguments]))
-    write_atomically(config["results"], json.dumps(figures, indent=1, allow_nan=False) + "\n")
-    write_atomically(config["page"], readers_page(figures))
+    write_text(config["results"], json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    write_text(config["page"], readers_page(figures))
     print(f"\n{readers_console(figures)}\n\n{config['results']}, {config['page']}")
     print(f"enter the visible slots with `rlir ship visible_slots=[{','.join(figures['visible_slots'])}]`")
     if config["readme"] is not None:

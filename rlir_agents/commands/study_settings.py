@@ -20,7 +20,7 @@ from rlir_agents.commands.arms import Run, all_runs, chosen_runs
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.report import read_csv_curves, replace_block, settings_entry, settings_table
-from rlir_agents.report.summary import write_atomically
+from rlir_env.atomic_files import write_text
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -28,8 +28,8 @@ def run(arguments: Sequence[str]) -> None:
     config = compose_config("study_settings", arguments)
     for chosen in chosen_runs(config):
         if not _file(chosen).is_file():
-            write_atomically(_file(chosen), json.dumps(_figures(chosen), indent=1, allow_nan=False) + "\n")
-        write_atomically(config["results"], json.dumps(_finished(config), indent=1) + "\n")
+            write_text(_file(chosen), json.dumps(_figures(chosen), indent=1, allow_nan=False) + "\n")
+        write_text(config["results"], json.dumps(_finished(config), indent=1) + "\n")
     table = settings_table(_finished(config))
     if config["readme"] is not None:
         replace_block(config["readme"], "settings", table)

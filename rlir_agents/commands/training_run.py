@@ -39,7 +39,8 @@ class TrainingRun:
         self.config, self.folder = config, Path(config["run_dir"])
         self.assembly = assemble(config)
         parts = self.assembly.parts
-        claim(self.folder, config, [self.assembly.policy, parts["tokenizer"], parts["reward_fn"], parts["idm"]])
+        modules = [self.assembly.policy, parts["tokenizer"], parts["reward_fn"], parts["idm"]]
+        claim(self.folder, config, modules, parts["device"], parts["autocast_dtype"])
         self.records = Records(self.folder, parts["idm"].spec)
         self.dev = make_evaluator(config, parts, "dev", config["evaluation"]["num_dev_clips"], {"coach": parts["idm"]})
         self.slots = quoted_slots(parts)

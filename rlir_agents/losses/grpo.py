@@ -7,6 +7,8 @@ language models and needs an adapter.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -21,8 +23,18 @@ class GRPOLoss(ClipPPOLoss):
     """The clipped loss, and ``kl_coeff`` times the k3 divergence to ``ref_log_prob``.
 
     At ``kl_coeff=0`` it is `ClipPPOLoss`, number for number. One ratio per sampled token; an
-    advantage [..., T, 1] is shared by the tokens of a step.
+    advantage [..., T, 1] is shared by the tokens of a step. ``set_keys(ref_log_prob=...)`` renames
+    the entry of the reference policy, beside the keys of `ClipPPOLoss`.
     """
+
+    @dataclass
+    class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
+        """Keys that `set_keys` can rename."""
+
+        ref_log_prob: NestedKey = "ref_log_prob"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
 
     def __init__(
         self,
@@ -67,7 +79,7 @@ class GRPOLoss(ClipPPOLoss):
             losses = super().forward(tensordict)
             if self.kl_coeff:
                 assert self._log_prob is not None  # kept by _get_cur_log_prob
-                divergence = k3(self._log_prob, stored_ref_log_prob(tensordict))
+                divergence = k3(self._log_prob, stored_ref_log_prob(tensordict, self.tensor_keys.ref_log_prob))
                 kl = self._reduce_loss(divergence, tensordict)
                 losses["loss_kl_to_ref"] = self.kl_coeff * kl
                 losses["kl_to_ref"] = kl.detach()

@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Categorical
 
-from rlir_agents.policies.precision import autocast
+from rlir_agents.hardware import autocast
 from rlir_agents.policies.sequence import known_prefix, sequences_of
 from rlir_agents.world_models import Decoder, TokenSampler, TokenWorldModel
 from rlir_env.layout import TokenLayout

@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from rlir_agents.policies.precision import autocast
+from rlir_agents.hardware import autocast
 from rlir_agents.policies.sequence import known_prefix, sequences_of
 from rlir_agents.world_models import TokenWorldModel, hidden_at
 

@@ -42,16 +42,16 @@ def jitter(frames: Tensor, generator: torch.Generator) -> Tensor:
     Gain and offset per clip and channel; a quarter of the clips lose detail by a detour through fewer pixels and gain
     noise, because what the reader will see are decoded tokens, which are blurred and flicker.
     """
-    num_clips = frames.shape[0]
+    num_clips, device = frames.shape[0], frames.device  # the generator draws on the CPU, the same for every device
     shape = (num_clips, 1, 3, 1, 1)
     gain = 1 + 0.25 * (2 * torch.rand(shape, generator=generator) - 1)
     offset = 0.1 * (2 * torch.rand(shape, generator=generator) - 1)
-    frames = frames * gain + offset
-    degraded = torch.rand(num_clips, generator=generator) < 0.25
+    frames = frames * gain.to(device) + offset.to(device)
+    degraded = (torch.rand(num_clips, generator=generator) < 0.25).to(device)
     if degraded.any():
         scale = 0.6 + 0.35 * float(torch.rand((), generator=generator))
         noise = 0.02 * torch.randn(frames[degraded].shape, generator=generator)
-        frames[degraded] = _blur(frames[degraded], scale) + noise
+        frames[degraded] = _blur(frames[degraded], scale) + noise.to(device)
     return frames.clamp(0, 1)
 
 

@@ -48,7 +48,7 @@ class InverseDynamicsTask(PretrainingTask):
         self.module = module
         shares = training.class_shares(module.spec)
         module.start_from_class_shares(shares, power=1 - prior_share)
-        self._log_prior = prior_share * _log_frequency(shares)
+        self._log_prior = (prior_share * _log_frequency(shares)).to(self.device)
         self._training, self._num_frames, self._clips_per_batch = training, num_frames, clips_per_batch
         starts = validation.clip_starts(num_frames)
         every = max(1, len(starts) // num_validation_clips)
@@ -57,7 +57,7 @@ class InverseDynamicsTask(PretrainingTask):
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per transition, summed over slots."""
         clips = self._training.sample_clips(self._clips_per_batch, self._num_frames, generator)
-        frames, game_action = self.module.prepare(clips.frames), clips.game_action
+        frames, game_action = self.module.prepare(clips.frames.to(self.device)), clips.game_action.to(self.device)
         half = self._clips_per_batch // 2  # the clips are in random order
         mirrored = mirror(frames[:half], game_action[:half], self.module.spec)
         frames = torch.cat([mirrored[0], frames[half:]])
@@ -68,7 +68,8 @@ class InverseDynamicsTask(PretrainingTask):
     def validate(self) -> dict[str, float]:
         """Macro F1 of every slot on maps that training has not seen, undegraded."""
         metric = ActionFollowing(self.module.spec)
-        metric.update(self.module.infer_game_actions(self._held_out.frames), self._held_out.game_action)
+        inferred = self.module.infer_game_actions(self._held_out.frames.to(self.device))
+        metric.update(inferred.cpu(), self._held_out.game_action)
         return {name.removeprefix("action_following/"): value for name, value in metric.compute().items()}
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rlir_agents.checkpoint_folder import read_tree
+from rlir_agents.finite_checks import NonFiniteError, require_finite_gradient
+from rlir_agents.hardware import autocast, device_of
 from rlir_agents.learning_rate import cosine_with_warmup
 from rlir_agents.run_folder import RunFolder
 from rlir_agents.stopwatch import Stopwatch
@@ -28,12 +32,20 @@ class PretrainingTask(ABC):
 
     module: nn.Module
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module is; batches are moved there."""
+        return device_of(self.module)
+
     @abstractmethod
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the batch of this step, drawn with ``generator``, and detached scalars to be logged."""
 
     def after_step(self) -> None:  # noqa: B027 (most tasks need none)
         """Called after every optimiser step; for what gradients do not train."""
+
+    def finish(self) -> None:  # noqa: B027 (most tasks need none)
+        """Called when all steps are done, also if they were before; for what is measured on the trained module."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
@@ -72,6 +84,7 @@ class Pretrainer:
         task: what to train.
         config: numbers.
         run: where it logs and from where it resumes.
+        continue_from: a run whose weights, optimiser and step this one starts from, under settings of its own.
         autocast_dtype: dtype of the network's products on this device, None for float32.
     """
 
@@ -81,8 +94,9 @@ class Pretrainer:
         config: PretrainingConfig,
         run: RunFolder,
         autocast_dtype: torch.dtype | None = None,
+        continue_from: RunFolder | None = None,
     ) -> None:
-        self.task, self.config, self._run = task, config, run
+        self.task, self.config, self._run, self._continue_from = task, config, run, continue_from
         self._autocast_dtype = autocast_dtype
         self._stopwatch = Stopwatch()
         self._optimizer = torch.optim.AdamW(
@@ -120,7 +134,14 @@ class Pretrainer:
                 if done % config.checkpoint_every == 0 or is_last:
                     self._run.log(self._stopwatch.lap(), done)  # what the log has cost up to where it can be resumed
                     self._save(done)
+        with torch.no_grad(), self._autocast():
+            self.task.finish()
         return figures or self._validate()
+
+    @property
+    def _remedy(self) -> str:
+        newest = self._run.checkpoints.newest()
+        return f"The last good checkpoint is {newest}; choose another folder and a lower learning_rate"
 
     @property
     def _name(self) -> str:
@@ -131,13 +152,14 @@ class Pretrainer:
         with self._autocast():
             loss, logged = self.task.loss(step, generator)
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of step {step} is {float(loss)}; the last checkpoint in "
-                f"{self._run.checkpoints.path} is good: lower learning_rate and start again"
-            )
+            raise NonFiniteError(f"step {step}: the loss is {loss.item()}. {self._remedy}")
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.task.module.parameters(), self.config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.task.module.parameters(), self.config.max_grad_norm)
+        try:
+            require_finite_gradient(norm, self.task.module)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {step}: {error}. {self._remedy}") from error
         self._optimizer.step()
         self.task.after_step()
         self._schedule.step()
@@ -150,13 +172,18 @@ class Pretrainer:
         self.task.module.train()
         return figures
 
-    def _autocast(self) -> torch.autocast:
-        dtype = self._autocast_dtype or torch.bfloat16
-        device = next(self.task.module.parameters()).device.type
-        return torch.autocast(device, dtype, enabled=self._autocast_dtype is not None)
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(self.task.device, self._autocast_dtype)
 
     def _resume(self) -> int:
         state = self._run.newest_state()
+        if state is not None:
+            self._run.require_same(state["config"], asdict(self.config))
+        elif self._continue_from is not None:
+            newest = self._continue_from.checkpoints.newest()
+            if newest is None:
+                raise ValueError(f"{self._continue_from.path} has no checkpoint to continue from")
+            state = read_tree(newest)["state"]  # its log stays as it is
         if state is None:
             return 0
         self.task.module.load_state_dict(state["module"])
@@ -170,6 +197,7 @@ class Pretrainer:
         self._run.save_checkpoint(
             step,
             {
+                "config": asdict(self.config),
                 "step": step,
                 "module": self.task.module.state_dict(),
                 "optimizer": self._optimizer.state_dict(),

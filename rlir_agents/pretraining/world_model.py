@@ -16,8 +16,10 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
+from rlir_agents.hardware import autocast, device_of
 from rlir_agents.pretraining.loop import PretrainingTask
 from rlir_agents.world_models import MineWorld
+from rlir_env.atomic_files import replacing
 from rlir_env.checkpoints import fingerprint
 from rlir_env.layout import TokenLayout
 from rlir_env.recordings import FrameArchive
@@ -85,13 +87,13 @@ class WorldModelTask(PretrainingTask):
         self.module, self._training, self._layout = module, training, layout
         self._clips_per_batch = clips_per_batch
         every = max(1, len(validation.starts) // num_validation_clips)
-        self._held_out = validation.sequences(validation.starts[::every][:num_validation_clips])
+        self._held_out = validation.sequences(validation.starts[::every][:num_validation_clips]).to(self.device)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per token."""
         starts = self._training.starts
         chosen = torch.randint(len(starts), (self._clips_per_batch,), generator=generator)
-        return self._cross_entropy(self._training.sequences(starts[chosen.numpy()])), {}
+        return self._cross_entropy(self._training.sequences(starts[chosen.numpy()]).to(self.device)), {}
 
     def validate(self) -> dict[str, float]:
         """Held-out nats per token, and under game actions of other clips: the gap is what the words tell."""
@@ -123,10 +125,8 @@ def _cached_codes(archive: FrameArchive, tokenizer: Tokenizer, autocast_dtype: t
     # Ranks of one training ask at the same time: one encodes, the others wait.
     with FileLock(f"{path}.lock"):
         if not path.is_file():
-            part = path.with_suffix(".part")
-            with part.open("wb") as file:
+            with replacing(path) as unfinished, unfinished.open("wb") as file:
                 np.save(file, _encode_all(archive, tokenizer, autocast_dtype))
-            part.replace(path)
     codes: np.ndarray = np.load(path)
     return codes
 
@@ -134,9 +134,9 @@ def _cached_codes(archive: FrameArchive, tokenizer: Tokenizer, autocast_dtype: t
 def _encode_all(archive: FrameArchive, tokenizer: Tokenizer, autocast_dtype: torch.dtype | None) -> np.ndarray:
     codes = np.empty((archive.num_frames, tokenizer.tokens_per_frame), np.int16)
     blocks = np.array_split(np.arange(archive.num_frames), -(-archive.num_frames // 512))
-    dtype = autocast_dtype or torch.bfloat16
-    with torch.autocast("cpu", dtype, enabled=autocast_dtype is not None):
+    device = device_of(tokenizer)
+    with autocast(device, autocast_dtype):
         for block in tqdm(blocks, desc="encoding frames", unit="block"):
             frames = archive.clips(block, 1).frames[:, 0]
-            codes[block] = tokenizer.encode(frames).numpy()
+            codes[block] = tokenizer.encode(frames.to(device)).cpu().numpy()
     return codes

@@ -106,7 +106,7 @@ def figures_table(summary: Summary) -> str:
         "judge F1",
         "coach F1",
         "camera, judge",
-        "P / R / F1 by MineWorld's protocol",
+        "P / R / F1 of all buttons",
         "PSNR, dB",
     ]
     rows = []
@@ -125,7 +125,7 @@ def figures_table(summary: Summary) -> str:
     return (
         f"<h2>Figures</h2>{_table(header, rows)}"
         f'<p class="note">F1: macro F1, mean over {counted}. Camera: share of pitch and yaw bins '
-        "read right. MineWorld's protocol averages over all button groups, and an action that never "
+        "read right. MineWorld's benchmark averages over all button groups, and an action that never "
         "occurs counts there as 1.</p>"
     )
 

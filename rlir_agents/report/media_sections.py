@@ -52,7 +52,8 @@ def _video(shown: Mapping[str, Evaluation], index: int, summary: Summary) -> str
         for title, evaluation in shown.items()
     ]
     cameras = [slot.name for slot in first.spec.slots if slot.is_ordered]
-    drawn = draw_comparison(panels, first.game_action[index].numpy(), first.spec, [*summary["counted_slots"], *cameras])
+    slots = [*summary["counted_slots"], *cameras]
+    drawn = draw_comparison(panels, first.game_action[index].numpy(), first.spec, summary["judge"], slots)
     return embed_video(drawn, f"clip {index + 1}: {', '.join(shown)}")
 
 

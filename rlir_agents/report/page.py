@@ -18,13 +18,13 @@ from rlir_agents.evaluation import Evaluation
 from rlir_agents.report.charts import Curve
 from rlir_agents.report.figure_sections import figures_table, overview, result_cards, slots_table
 from rlir_agents.report.media_sections import curve_section, video_section
-from rlir_agents.report.summary import write_atomically
 from rlir_agents.report.tables import Summary
+from rlir_env.atomic_files import write_text
 
 
 def write_report(path: str | Path, summary: Summary, **parts: Any) -> None:
     """Write the page atomically; arguments as in `build_report`."""
-    write_atomically(path, build_report(summary, **parts))
+    write_text(path, build_report(summary, **parts))
 
 
 def build_report(

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from rlir_agents.report.tables import Summary, gain, markdown, number, percent, signed
+from rlir_env.atomic_files import write_text
 
 ARMS = {
     "rlir": "RLIR",
@@ -74,7 +75,7 @@ def replace_block(readme: str | Path, name: str, block: str) -> None:
     start, stop = text.find(begin), text.find(end)
     if start < 0 or stop < start:
         raise ValueError(f"{readme} needs the lines {begin} and {end}, in this order, where the figures are to go")
-    readme.write_text(f"{text[: start + len(begin)]}\n{block}\n{text[stop:]}", encoding="utf-8")
+    write_text(readme, f"{text[: start + len(begin)]}\n{block}\n{text[stop:]}")
 
 
 def _groups(runs: Sequence[Summary]) -> dict[tuple[str, str], list[Summary]]:

@@ -28,14 +28,15 @@ def settings_entry(
         **facts: JSON-able entries to add: ``arm``, ``settings``, ``num_videos``.
 
     Returns:
-        ``coach_f1`` (``before``, ``after``, ``gain_ci95``), ``camera_accuracy`` and ``psnr`` (``before``, ``after``),
-        ``groups_without_spread`` (mean over iterations), ``num_clips``, ``seed`` and the facts.
+        ``coach_f1`` (``before``, ``after``, ``gain_ci95``), ``camera_accuracy`` (None for a game without a camera) and
+        ``psnr`` (``before``, ``after``), ``groups_without_spread`` (mean over iterations), ``num_clips``, ``seed`` and
+        the facts.
     """
     weights = draw_weights(before.num_clips, NUM_DRAWS, seed)
     draws = after.f1_draws("coach", weights, slots) - before.f1_draws("coach", weights, slots)
     videos = {"before": before, "after": after}
     f1 = {when: round(video.f1("coach", slots), 6) for when, video in videos.items()}
-    camera = {when: round(video.scores("coach", slots)["camera_accuracy"], 6) for when, video in videos.items()}
+    camera = {when: video.scores("coach", slots).get("camera_accuracy") for when, video in videos.items()}
     return {
         **facts,
         "seed": seed,

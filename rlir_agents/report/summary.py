@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from rlir_agents.bootstrap import NUM_DRAWS, interval, share_of_gap
 from rlir_agents.evaluation import Evaluation
+from rlir_env.atomic_files import write_text
 from rlir_env.metrics import draw_weights
 from rlir_env.metrics.action_following import MEASURES
 
@@ -115,16 +115,7 @@ def summarize(
 
 def write_summary(path: str | Path, summary: Mapping[str, Any]) -> None:
     """Write a summary as JSON, atomically; NaN and infinity are errors."""
-    write_atomically(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader never sees half of it, and a crash leaves the old one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def _check_paired(evaluations: Mapping[str, Evaluation]) -> None:

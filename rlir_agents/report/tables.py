@@ -27,7 +27,7 @@ def console_table(summary: Summary) -> str:
     Args:
         summary: as `summarize` makes it.
     """
-    header = ["", "judge F1", "95 %", "coach F1", "camera", "P / R / F1 (protocol)", "PSNR dB"]
+    header = ["", "judge F1", "95 %", "coach F1", "camera", "P / R / F1 of all buttons", "PSNR dB"]
     rows = [_console_row(name, figures) for name, figures in summary["figures"].items()]
     judge, coach, psnr = summary["judge_f1"], summary["coach_f1"], summary["psnr"]
     counted = f"{summary['num_clips']} clips; F1 over {', '.join(summary['counted_slots'])}"
@@ -113,5 +113,5 @@ def bounds(interval: Sequence[float] | None, form=number) -> str:
 
 
 def protocol(figures: Mapping[str, Any]) -> str:
-    """Macro precision, recall and F1 by MineWorld's protocol."""
+    """Macro precision, recall and F1, averaged over all button slots as MineWorld's benchmark does."""
     return " / ".join(number(figures["protocol"][key]) for key in ("precision", "recall", "f1"))

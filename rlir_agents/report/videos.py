@@ -1,7 +1,7 @@
 """Videos side by side with the keys that were pressed and the keys that the IDM read back.
 
 What one looks at to see whether the world model obeys: above, the game action the player gave;
-below each video, what the judge reads from its frames, green where it is right and red where it is
+below each video, what a reader reads from its frames, green where it is right and red where it is
 wrong. Not a metric: the figures come from `rlir_agents.evaluator`.
 
 Letters: F frames, S slots, H and W of a frame, in pixels.
@@ -44,6 +44,7 @@ def draw_comparison(
     panels: Sequence[Panel],
     game_action: np.ndarray,
     spec: GameActionSpec,
+    reader: str,
     slots: Sequence[str] | None = None,
     scale: int | None = None,
 ) -> np.ndarray:
@@ -54,6 +55,7 @@ def draw_comparison(
         game_action: long [F-1, S]; line t leads from frame t to frame t+1 and is drawn on frame
             t+1.
         spec: names the slots and classes.
+        reader: who read the game actions back, "judge" or "coach".
         slots: the slots to draw (default: all); pass the visible ones.
         scale: enlargement by nearest neighbour; by default 4 to 6, whatever first makes a frame 320
             pixels wide.
@@ -67,7 +69,7 @@ def draw_comparison(
     _check(panels, game_action)
     scale = scale or min(6, max(4, -(-320 // panels[0].frames.shape[-1])))
     keyboard = Keyboard(spec, tuple(slots or spec.names))
-    drawer = _Drawer(keyboard, panels[0].frames.shape[-2:], scale, len(panels))
+    drawer = _Drawer(keyboard, reader, panels[0].frames.shape[-2:], scale, len(panels))
     indices = range(len(panels[0].frames))
     return np.stack([drawer.draw(panels, game_action, index) for index in indices])
 
@@ -93,8 +95,10 @@ def _check(panels: Sequence[Panel], game_action: np.ndarray) -> None:
 class _Drawer:
     """The geometry of one comparison, and the drawing of each of its frames."""
 
-    def __init__(self, keyboard: Keyboard, frame_size: tuple[int, int], scale: int, num_panels: int) -> None:
-        self.keyboard = keyboard
+    def __init__(
+        self, keyboard: Keyboard, reader: str, frame_size: tuple[int, int], scale: int, num_panels: int
+    ) -> None:
+        self.keyboard, self.reader = keyboard, reader
         self.height, self.width = frame_size[0] * scale, frame_size[1] * scale
         self.panel_width = max(self.width, _LEAST_PANEL)
         panels_width = num_panels * self.panel_width + (num_panels + 1) * _MARGIN
@@ -128,7 +132,7 @@ class _Drawer:
         enlarged = frame.resize((self.width, self.height), Image.Resampling.NEAREST)
         image.paste(enlarged, (x, _HEADER + _TITLE))
         y = _HEADER + _TITLE + self.height
-        canvas.text((x, y + 6), "keys read back by the judge", fill=DIM, font=self.small)
+        canvas.text((x, y + 6), f"keys read back by the {self.reader}", fill=DIM, font=self.small)
         lines = _line(game_action, index), _line(panel.inferred_game_action, index)
         self.keyboard.draw_reading(canvas, *lines, x, y + _LEGEND, self.panel_width)
 

@@ -15,12 +15,15 @@ from torch import nn
 
 from rlir_env.checkpoints import load_safetensors, load_strict, save_safetensors
 from rlir_env.inverse_dynamics import InverseDynamicsModel, VPTConfig, VPTInverseDynamics
-from rlir_env.tokenizers import Tokenizer, VQConfig, VQTokenizer
+from rlir_env.tokenizers import KLConfig, KLTokenizer, Tokenizer, VQConfig, VQTokenizer
 
 Model = TypeVar("Model", bound=nn.Module)
 Builders = Mapping[str, Callable[[dict[str, Any]], Model]]
 
-TOKENIZERS: Builders[Tokenizer] = {"VQTokenizer": lambda sizes: VQTokenizer(VQConfig(**sizes))}
+TOKENIZERS: Builders[Tokenizer] = {
+    "VQTokenizer": lambda sizes: VQTokenizer(VQConfig(**sizes)),
+    "KLTokenizer": lambda sizes: KLTokenizer(KLConfig(**sizes)),
+}
 IDMS: Builders[InverseDynamicsModel] = {"VPTInverseDynamics": lambda sizes: VPTInverseDynamics(VPTConfig(**sizes))}
 
 

@@ -47,7 +47,14 @@ def test_every_verb_explains_itself(verb, capsys):
     [
         (["fly"], "no verb 'fly'; use one of record, pretrain"),
         (["train", "trainer.nun_iterations=1"], "no key 'trainer.nun_iterations'; keys of trainer are num_iterations"),
+        (["train", "reward=inverse", "seed=1"], "Could not find 'reward/inverse'"),
         (["train", "world.name=mars"], "no world 'mars'"),
+        (["train", "experiment=identity", "credit=gae"], "credit: GeneralizedAdvantage needs critic"),
+        (["train", "experiment=identity", "algorithm=ppo"], "use credit=gae"),
+        (
+            ["train", "experiment=identity", "algorithm=grpo", "algorithm.has_reference=false"],
+            "needs a reference policy",
+        ),
         (["record", "quake"], "rlir record doom"),
         (["record", "validate", "nowhere"], "no recordings here"),
         (["ship", "nowhere"], "say what it is with as="),
@@ -122,8 +129,9 @@ def test_training_leaves_summary_and_report(assets, tmp_path, capsys):
 
 def test_evaluate_and_generate(assets, tmp_path, capsys):
     shared = [f"world.name={assets}", "device=cpu", "num_threads=1"]
-    assert main(["evaluate", *shared, "evaluation.top_p=[1.0]", "split=test"]) == 0
+    assert main(["evaluate", *shared, "evaluation.top_p=[1.0]", "split=test", "best_of=2"]) == 0
     table = capsys.readouterr().out
+    assert "top-p 1, best of 2 by the coach" in table
     assert "judge F1" in table and "real video (ceiling)" in table
     assert main(["evaluate", *shared, "evaluation.top_p=[1.0]", "controls=false"]) == 0
     assert "judge" not in capsys.readouterr().out  # dev prompts are the coach's

@@ -23,27 +23,10 @@ from rlir_agents.policies import TokenPolicy, TokenValue
 from rlir_agents.trainer import Trainer
 from rlir_agents.trainer_config import TrainerConfig
 from rlir_env.envs import TokenGenerationEnv
-from rlir_env.rewards import RewardFn
+from rlir_env.rewards import BrightnessReward
 from rlir_env.testing import identity_world
 
 Algorithm = tuple[LossModule, Callable[[TensorDictBase], TensorDictBase]]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors of a few hundred numbers: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class Brightness(RewardFn):
-    """Mean brightness of a frame: a reward that must rise, whatever the reader is worth."""
-
-    def frame_rewards(self, generation: TensorDictBase) -> dict[str, torch.Tensor]:
-        """Brightness in [0, 1] of every generated frame."""
-        return {"frame_reward": generation["frames"][:, 1:].mean((-3, -2, -1))}
 
 
 def grpo(policy: TokenPolicy) -> Algorithm:
@@ -111,7 +94,7 @@ def test_brightness_rises(tmp_path):
     env = TokenGenerationEnv(
         world.prompts["dev"],
         world.tokenizer,
-        Brightness(),
+        BrightnessReward(),
         num_prompts=4,
         group_size=8,
         tokens_per_step="frame",

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch.distributions import Categorical
+from torchrl.record.loggers import CSVLogger
 
 from rlir_agents.advantages import SequenceCredit
 from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree, write_tree
@@ -32,15 +33,6 @@ from rlir_env.testing import IDENTITY_SPEC, identity_world
 
 NUM_CODES = 6
 NUM_SLOTS = IDENTITY_SPEC.num_slots
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors of a few hundred numbers: a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class TablePolicy(TensorDictModuleBase):
@@ -81,7 +73,9 @@ def adamw(parameters) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=0.1)
 
 
-def make_trainer(run_dir: Path, *, loss_kwargs=None, reference=None, optimizer_fn=adamw, **config) -> Trainer:
+def make_trainer(
+    run_dir: Path, *, loss_kwargs=None, reference=None, optimizer_fn=adamw, logger=None, **config
+) -> Trainer:
     """A small run: 4 prompts, group size 4, 3 frames of 2 tokens."""
     torch.manual_seed(0)
     env = identity_world().env(num_prompts=4, group_size=4, tokens_per_step="frame", seed=3)
@@ -98,6 +92,7 @@ def make_trainer(run_dir: Path, *, loss_kwargs=None, reference=None, optimizer_f
         run_dir,
         scheduler=cosine_with_warmup(optimizer, config.num_iterations, warmup_iterations=1),
         reference_policy=reference,
+        logger=logger,
         evaluate=lambda policy: {"eval/logit": policy.logits.max().item()},
         breakdown_names={"frame_match": IDENTITY_SPEC.names},
         collect_fn=collect_stepwise,  # the fused collector asks for a world model with a cache
@@ -131,6 +126,17 @@ def test_health_figures_of_one_iteration(tmp_path):
     assert {f"seconds/{part}" for part in ("rollout", "reward", "score", "update")} <= set(figures)
     assert all(value >= 0 for key, value in figures.items() if key.startswith("seconds/"))
     assert figures["train/grad_norm"] > 0
+
+
+def test_a_logger_is_told_and_the_run_keeps_its_own_record(tmp_path):
+    told = CSVLogger("other", log_dir=str(tmp_path))
+    trainer = make_trainer(tmp_path / "run", logger=told)
+    trainer.train()
+    assert "score" not in vars(trainer.env)  # what was timed is as it was
+    record = csv_files(tmp_path / "run")
+    assert "reward/mean.csv" in record
+    theirs = tmp_path / "other" / "scalars" / "reward" / "mean.csv"
+    assert theirs.read_text() == record["reward/mean.csv"]
 
 
 def test_same_seeds_same_run(tmp_path):

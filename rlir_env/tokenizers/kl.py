@@ -1,0 +1,225 @@
+"""NFD's tokenizer: the KL autoencoder of latent diffusion (Rombach et al. 2022), frames to continuous latents.
+
+The same class is the published tokenizer (224x384 frames, latents of 16x14x24) and the small one for
+this package's own worlds. Keys and sizes are named as in LDM. The convolutions and the attention are
+in ``kl_layers.py``. There is no codebook: a frame becomes a Gaussian, and the world model denoises
+its mean.
+
+Letters: N frames, H, W frame size, c channels of a latent, h, w size of the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlir_env.tokenizers.base import Tokenizer, as_unit_floats
+from rlir_env.tokenizers.kl_layers import Decoder, Encoder
+
+# LDM's bounds of the log variance: exp of anything beyond them is no useful float32.
+_LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    """Sizes, named as in LDM's configs; the defaults are the published tokenizer's.
+
+    Attributes:
+        frame_size: (H, W) of the frames (not in LDM's configs); a multiple of the stride.
+        ch: Width of the first convolution.
+        ch_mult: Width of each level in units of ``ch``; every level but the last halves the resolution.
+        num_res_blocks: Residual blocks per level of the encoder (the decoder has one more).
+        embed_dim: Channels c of a latent.
+        norm_num_groups: Of the group norms; must divide every width.
+        scale_factor: What latents are multiplied by, so that a flow model sees unit variance. It belongs to
+            the weights: pre-training measures it (:meth:`KLTokenizer.fit_scale`).
+    """
+
+    frame_size: tuple[int, int] = (224, 384)
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    embed_dim: int = 16
+    norm_num_groups: int = 32
+    scale_factor: float = 0.2325
+
+    def __post_init__(self) -> None:
+        """Accepts lists, as they come from JSON and YAML, and checks the sizes."""
+        object.__setattr__(self, "frame_size", tuple(self.frame_size))
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        if not self.ch_mult:
+            raise ValueError("ch_mult is empty; give one factor per level, for instance (1, 2, 4)")
+        if any(width % self.norm_num_groups for width in self.widths):
+            raise ValueError(f"norm_num_groups={self.norm_num_groups} must divide all widths {self.widths}")
+        if any(size % self.stride for size in self.frame_size):
+            raise ValueError(f"frame_size {self.frame_size} must be a multiple of the stride {self.stride}")
+        if not 0 < self.scale_factor < math.inf:
+            raise ValueError(f"scale_factor={self.scale_factor} must be positive; use 1 to leave latents as they are")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels before the first level and after each."""
+        return (self.ch, *(self.ch * factor for factor in self.ch_mult))
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a frame per position of the latent, in each direction."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w)."""
+        height, width = self.frame_size
+        return self.embed_dim, height // self.stride, width // self.stride
+
+
+class Moments(NamedTuple):
+    """The posterior, a Gaussian for every frame with independent dimensions; not scaled.
+
+    Attributes:
+        mean: ``[N, c, h, w]`` float32.
+        log_variance: The same shape, within LDM's bounds -30 and 20.
+    """
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """One latent of every frame, ``[N, c, h, w]``, with gradients to both moments."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=generator.device)
+        return self.mean + (self.log_variance / 2).exp() * noise.to(self.mean.device)
+
+    def kl_divergence(self) -> Tensor:
+        """From the standard normal distribution, in nats, summed over the dimensions of a frame: ``[N]``."""
+        per_dimension = (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance) / 2
+        return per_dimension.sum((1, 2, 3))
+
+
+class KLOutput(NamedTuple):
+    """What the differentiable pass returns.
+
+    Attributes:
+        reconstruction: ``[N, 3, H, W]`` float32, about in [0, 1] but not clamped, so that its loss
+            has a gradient.
+        kl_divergence: ``[N]``, of every frame in nats, summed over its dimensions.
+        latents: ``[N, c, h, w]`` float32, what was decoded; scaled as those of ``encode``.
+    """
+
+    reconstruction: Tensor
+    kl_divergence: Tensor
+    latents: Tensor
+
+
+class KLTokenizer(Tokenizer):
+    """A KL autoencoder with the key names of LDM (and so of NFD's and LIVE's ``vae-kl16``).
+
+    ``encode`` and ``decode`` (see the base class) are the frozen tokenizer: a code is a latent
+    ``[c, h, w]`` of about unit variance, the scaled *mean* of the posterior, so the same frame has always
+    the same latent. ``sample_latents`` draws from the posterior instead, as LIVE does. ``forward`` is for
+    pre-training.
+
+    Attributes:
+        config: The sizes and the scale.
+        latent_shape: (c, h, w).
+
+    Example:
+        >>> config = KLConfig((16, 24), ch=8, ch_mult=(1, 2), num_res_blocks=1, embed_dim=4, norm_num_groups=4)
+        >>> tokenizer = KLTokenizer(config)
+        >>> latents = tokenizer.encode(torch.rand(2, 5, 3, 16, 24))
+        >>> tuple(latents.shape), tuple(tokenizer.decode(latents).shape)
+        ((2, 5, 4, 8, 12), (2, 5, 3, 16, 24))
+    """
+
+    def __init__(self, config: KLConfig):
+        super().__init__()
+        self.config = config
+        self.frame_size = config.frame_size
+        self.latent_shape = config.latent_shape
+        self.grid_size = config.latent_shape[1:]
+        sizes = (config.widths, config.num_res_blocks)
+        num_moments = 2 * config.embed_dim
+        self.encoder = Encoder(*sizes, num_moments, config.norm_num_groups)
+        self.quant_conv = nn.Conv2d(num_moments, num_moments, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.embed_dim, 1)
+        self.decoder = Decoder(*sizes, config.embed_dim, config.norm_num_groups)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """A code is a latent: (c, h, w)."""
+        return self.latent_shape
+
+    def extra_repr(self) -> str:
+        """Names the scale, which decides the latents as much as the weights do."""
+        return f"scale_factor={self.config.scale_factor}"
+
+    def moments(self, frames: Tensor) -> Moments:
+        """The posterior of frames ``[N, 3, H, W]``, float in [0, 1] or uint8; with gradients, not scaled."""
+        moments = self.quant_conv(self.encoder(2 * as_unit_floats(frames) - 1)).float()
+        mean, log_variance = moments.chunk(2, dim=1)
+        return Moments(mean, log_variance.clamp(*_LOG_VARIANCE_RANGE))
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Maps float frames ``[N, 3, H, W]`` in [0, 1] to scaled means of their posterior, ``[N, c, h, w]``."""
+        return self.config.scale_factor * self.moments(frames).mean
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Maps scaled latents ``[N, c, h, w]`` to frames ``[N, 3, H, W]`` in [0, 1], not rounded to 8 bits."""
+        return self._frames(codes.float() / self.config.scale_factor).clamp(0, 1)
+
+    def sample_latents(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """Like ``encode``, but a draw from the posterior in place of its mean.
+
+        Args:
+            frames: ``[..., 3, H, W]``, float in [0, 1] or uint8.
+            generator: Draws the noise, on its own device.
+
+        Returns:
+            ``[..., c, h, w]`` float32, scaled.
+
+        Raises:
+            ValueError: If the frames are not of ``frame_size``.
+        """
+
+        def draw(chunk: Tensor) -> Tensor:
+            return self.config.scale_factor * self.moments(chunk).sample(generator)
+
+        return self._encode_with(draw, frames)
+
+    def forward(self, frames: Tensor, generator: torch.Generator | None = None) -> KLOutput:
+        """Reconstructs frames from a draw of the posterior, with gradients.
+
+        Args:
+            frames: ``[N, 3, H, W]``, float in [0, 1] or uint8.
+            generator: Draws the noise, on its own device; without one the mean is decoded.
+        """
+        moments = self.moments(frames)
+        latents = moments.mean if generator is None else moments.sample(generator)
+        return KLOutput(
+            reconstruction=self._frames(latents),
+            kl_divergence=moments.kl_divergence(),
+            latents=self.config.scale_factor * latents,
+        )
+
+    def fit_scale(self, frames: Tensor) -> None:
+        """Sets ``config.scale_factor`` so that the latents of these frames have standard deviation 1.
+
+        Args:
+            frames: ``[..., 3, H, W]``, float in [0, 1] or uint8; LDM takes one batch.
+
+        Raises:
+            ValueError: If all latents are equal, or not finite.
+        """
+        deviation = float(self.encode(frames).std()) / self.config.scale_factor
+        if not 0 < deviation < math.inf:
+            raise ValueError(f"latents have a standard deviation of {deviation}; train the tokenizer first")
+        self.config = replace(self.config, scale_factor=1 / deviation)
+
+    def _frames(self, latents: Tensor) -> Tensor:
+        """Latents ``[N, c, h, w]``, not scaled, to frames ``[N, 3, H, W]`` float32, not clamped."""
+        # Contiguous: group norms of bfloat16 cost 25 times as much in channels-last memory on a CPU.
+        images = self.decoder(self.post_quant_conv(latents.contiguous()))
+        return (images.float() + 1) / 2
