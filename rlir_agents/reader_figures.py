@@ -18,18 +18,18 @@ from rlir_agents.reader_study import ReaderTables
 from rlir_env.game_actions import GameActionSpec
 from rlir_env.metrics import classification_scores, draw_weights, weighted_sum
 
+COACH = "coach"
 VISIBLE_MARGIN = 0.1
-"""A slot is visible if a reader's macro F1 on real clips is at least this much above that of always reading "none"."""
+"""A slot is visible if the coach's macro F1 on real clips is at least this much above that of always reading "none"."""
 
 
 def visible_slots(tables: ReaderTables) -> Tensor:
     """Slots that pictures reveal, bool ``[S]``; see :data:`VISIBLE_MARGIN`.
 
-    What one reader sees is there to be seen. Were all of them asked, a slot that one cannot read would drop out of the
-    mean that it is judged by.
+    The coach alone is asked: what is rewarded follows from this, and the judge has no say in training.
     """
-    best = torch.stack([_slot_f1(table.sum(0)) for table in tables.real.values()]).amax(0)
-    return best >= _slot_f1(tables.always_none.sum(0)) + VISIBLE_MARGIN
+    read = _slot_f1(tables.real[COACH].sum(0))
+    return read >= _slot_f1(tables.always_none.sum(0)) + VISIBLE_MARGIN
 
 
 def reader_figures(tables: ReaderTables, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, Any]:

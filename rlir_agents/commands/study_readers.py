@@ -5,7 +5,7 @@ lost on the tokenizer's reconstructions, and are longer clips read better?
 
     rlir study readers                        # shipped models, test maps; table, JSON, page, README
     rlir study readers weights.coach=runs/pretraining/coach weights.judge=runs/pretraining/judge
-    rlir study readers maps=dev num_clips=32 num_windows=8 results=runs/study/dev.json readme=null   # a quick look
+    rlir study readers maps=dev results=runs/study/dev.json readme=null      # which slots are visible, for `rlir ship`
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def run(arguments: Sequence[str]) -> None:
     write_text(config["results"], json.dumps(figures, indent=1, allow_nan=False) + "\n")
     write_text(config["page"], readers_page(figures))
     print(f"\n{readers_console(figures)}\n\n{config['results']}, {config['page']}")
-    print(f"enter the visible slots with `rlir ship visible_slots=[{','.join(figures['visible_slots'])}]`")
+    if config["maps"] != "test":  # test maps are for final figures, and choose nothing
+        print(f"enter the visible slots with `rlir ship visible_slots=[{','.join(figures['visible_slots'])}]`")
     if config["readme"] is not None:
         replace_block(config["readme"], "readers", readers_markdown(figures))
 

@@ -131,7 +131,7 @@ def _source(figures: Figures) -> str:
     return (
         f"{figures['num_clips']} clips of {figures['num_frames']} frames; by length {figures['num_windows']} clips of "
         f"{figures['window_frames']}, cut; maps: {figures['maps']}; weights (sha256): {weights}. Brackets are 95 % "
-        f"intervals over clips. Visible: at least {figures['visible_margin']} above always none. Made by "
+        f"intervals over clips. Visible: the coach at least {figures['visible_margin']} above always none. Made by "
         f"`{figures['command']}`."
     )
 

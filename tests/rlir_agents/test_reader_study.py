@@ -32,7 +32,7 @@ GOOD = torch.tensor([[[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 2], [1, 0, 0, 1], [1
 BAD = torch.tensor([[[0, 0, 0, 2], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 2], [1, 0, 0, 1]]])
 
 
-def tables(real=GOOD, reconstructed=BAD, coach=BAD) -> ReaderTables:
+def tables(real=GOOD, reconstructed=BAD, coach=GOOD) -> ReaderTables:
     def count(read):
         return confusion_matrices(read, TRUE, SPEC)
 
@@ -97,9 +97,9 @@ def test_figures_by_hand():
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
-def test_a_slot_is_visible_if_one_reader_sees_it():
-    assert visible_slots(tables()).tolist() == [True, False, False, True]
+def test_a_slot_is_visible_if_the_coach_sees_it():
     assert visible_slots(tables(real=BAD, coach=GOOD)).tolist() == [True, False, False, True]
+    assert visible_slots(tables(real=GOOD, coach=BAD)).tolist() == [True, False, False, False]  # yaw: the judge alone
     nothing = torch.tensor(SPEC.none_classes).expand_as(TRUE)
     blind = tables(real=nothing, coach=nothing)
     assert visible_slots(blind).tolist() == [False] * 4
@@ -111,8 +111,8 @@ def test_the_intervals_are_over_clips():
     true, read = TRUE.repeat(10, 1, 1), torch.cat([GOOD.repeat(9, 1, 1), BAD])
     count = confusion_matrices(read, true, SPEC)
     nothing = confusion_matrices(torch.ones_like(true) * torch.tensor(SPEC.none_classes), true, SPEC)
-    several = ReaderTables(SPEC, nothing, {"judge": count}, {"judge": count}, {2: {"judge": count}})
-    figures = reader_figures(several, num_draws=200)["readers"]["judge"]
+    several = ReaderTables(SPEC, nothing, {"coach": count}, {"coach": count}, {2: {"coach": count}})
+    figures = reader_figures(several, num_draws=200)["readers"]["coach"]
     low, high = figures["f1"]["real"]["ci95"]
     assert low < figures["f1"]["real"]["value"] < high == 1.0
     assert figures["loss"] == {"value": 0.0, "ci95": [0.0, 0.0]}  # paired: the same clips in both
@@ -124,10 +124,10 @@ def test_a_perfect_reader_is_perfect_at_every_length():
     frames = torch.cat([prompts.context_frames, prompts.target_frames], dim=1)
     clips = ClipBatch(frames, prompts.game_action, prompts.game_action)
     length = frames.shape[1]
-    study = ReaderStudy({"judge": world.coach}, world.tokenizer, batch_size=4)
+    study = ReaderStudy({"coach": world.coach}, world.tokenizer, batch_size=4)
     read = study.read(clips, clips, [2, 3, length])
-    assert torch.equal(read.by_length[length]["judge"], read.real["judge"])
-    for counts in (read.real["judge"], read.by_length[2]["judge"], read.by_length[3]["judge"]):
+    assert torch.equal(read.by_length[length]["coach"], read.real["coach"])
+    for counts in (read.real["coach"], read.by_length[2]["coach"], read.by_length[3]["coach"]):
         assert len(counts) == 6 and counts.sum() == prompts.game_action.numel()
         assert torch.equal(counts, counts.diagonal(dim1=-2, dim2=-1).diag_embed())
 
@@ -171,7 +171,8 @@ def test_the_command_leaves_json_page_and_readme(world, capsys):
     given = arguments(world, f"readme={readme}", "num_clips=3")
     assert main(given) == 0
     text = capsys.readouterr().out
-    assert "always none" in text and "gain over the shortest" in text and "rlir ship visible_slots=[" in text
+    assert "always none" in text and "gain over the shortest" in text
+    assert "rlir ship visible_slots" not in text  # test maps choose nothing
     figures = json.loads((world / "readers.json").read_text())
     assert (figures["num_clips"], figures["num_windows"], figures["window_frames"]) == (3, 3, 32)
     assert figures["command"].startswith("rlir study readers weights.coach=")
@@ -180,6 +181,10 @@ def test_the_command_leaves_json_page_and_readme(world, capsys):
     assert figures["slots"]["drop"]["always_none"] == 1.0  # nobody drops anything
     assert "<svg" in (world / "readers.html").read_text()
     assert "| slot |" in readme.read_text() and "stale" not in readme.read_text()
+    (world / "recordings" / "test").rename(world / "recordings" / "dev")
+    assert main([*given, "maps=dev", "readme=null"]) == 0
+    assert "rlir ship visible_slots=[" in capsys.readouterr().out
+    (world / "recordings" / "dev").rename(world / "recordings" / "test")
 
 
 @pytest.mark.parametrize(
