@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 RLIR   := $(VENV)/bin/rlir
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow results readers bench lint format
+.PHONY: demo test test-slow results readers settings bench lint format
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -29,6 +29,9 @@ results: $(STAMP)  ## three seeds and the controls; hours, resumable
 
 readers: $(STAMP)  ## which slots coach and judge see, and how well, on test maps
 	$(RLIR) study readers
+
+settings: $(STAMP)  ## which reward, credit and rate learn best, by the coach on dev prompts; hours, resumable
+	$(RLIR) study settings
 
 bench: $(STAMP)  ## tokens/s, memory, and an iteration beside its limit; minutes, on cores that are idle
 	$(PYTHON) -m benchmarks
