@@ -43,10 +43,10 @@ def help_text() -> str:
 
 def _figures(chosen: Run) -> dict[str, Any]:
     run = TrainingRun(chosen.train_config())
-    assembly, top_p = run.assembly, run.top_p("before")
-    before = run.records.evaluation("dev_before", lambda: run.dev.evaluate(assembly.policy_at(assembly.base, top_p)))
+    base, policy = run.assembly.base, run.assembly.policy
+    before = run.records.evaluation("dev_before", lambda: run.dev.evaluate(run.sampled_best(base)))
     run.learn()
-    after = run.records.evaluation("dev_after", lambda: run.dev.evaluate(assembly.policy_at(assembly.policy, top_p)))
+    after = run.records.evaluation("dev_after", lambda: run.dev.evaluate(run.sampled_best(policy)))
     config = run.config
     return settings_entry(
         before,
@@ -56,7 +56,7 @@ def _figures(chosen: Run) -> dict[str, Any]:
         arm=chosen.arm,
         seed=chosen.seed,
         settings=chosen.config["arms"][chosen.arm],
-        top_p=top_p,
+        top_p=run.top_p,
         num_videos=config["trainer"]["num_iterations"] * config["env"]["num_prompts"] * config["env"]["group_size"],
     )
 

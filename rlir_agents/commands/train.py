@@ -61,10 +61,8 @@ def train(config: Config, command: str, learn: Learn = TrainingRun.learn) -> dic
     started = time.monotonic()
     run = TrainingRun(config)
     seconds_before = run.logged_seconds()
-    top_p = {"before": run.top_p("before")}
     learn(run)
-    top_p["after"] = run.top_p("after")
-    evaluations = _final_evaluations(run, top_p)
+    evaluations = _final_evaluations(run)
     main = ("before", "after", "reconstruction", "ceiling")
     summary = summarize(
         *(evaluations[name] for name in main),
@@ -76,7 +74,7 @@ def train(config: Config, command: str, learn: Learn = TrainingRun.learn) -> dic
         paradigm="autoregressive",
         arm=config["arm"],
         command=command,
-        top_p=top_p,
+        top_p=run.top_p,
         training_seconds=round(run.logged_seconds(_TRAINING_SECONDS), 1),
         num_iterations=config["trainer"]["num_iterations"],
     )
@@ -91,13 +89,12 @@ def train(config: Config, command: str, learn: Learn = TrainingRun.learn) -> dic
     return summary
 
 
-def _final_evaluations(run: TrainingRun, top_p: dict[str, float]) -> dict[str, Evaluation]:
+def _final_evaluations(run: TrainingRun) -> dict[str, Evaluation]:
     """Everything that the tables show, on test prompts, by coach and judge."""
     assembly, config, parts = run.assembly, run.config, run.assembly.parts
     readers = load_readers(config, parts)
     evaluator = make_evaluator(config, parts, "test", config["evaluation"]["num_clips"], readers)
-    base = assembly.policy_at(assembly.base, top_p["before"])
-    result = assembly.policy_at(assembly.policy, top_p["after"])
+    base, result = run.sampled_best(assembly.base), run.sampled_best(assembly.policy)
     shuffled = ShuffledGameActions(evaluator.prompts, config["evaluation"]["seed"])
     makers = {
         "copy_last_frame": evaluator.copy_last_frame,

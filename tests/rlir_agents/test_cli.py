@@ -115,7 +115,7 @@ def test_training_leaves_summary_and_report(assets, tmp_path, capsys):
         assert summary[reader].keys() == {"before", "after", "ceiling", "ceiling_reconstruction", "gain_ci95"}
     assert summary["num_clips"] == SPLITS["test"] and summary["install_seconds"] == 7
     assert summary["counted_slots"] == ["forward_back", "jump"]
-    assert summary["top_p"].keys() == {"before", "after"} and summary["training_seconds"] < summary["seconds"]
+    assert summary["top_p"] in (0.8, 1.0) and summary["training_seconds"] < summary["seconds"]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     # Again: everything is found, nothing is computed anew.
     assert main(run) == 0
