@@ -33,6 +33,7 @@ def cosine_with_warmup(
         ValueError: if the warm-up does not fit into the run.
 
     Example:
+        >>> import torch
         >>> optimizer = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters(), lr=1.0)
         >>> scheduler = cosine_with_warmup(optimizer, 4, warmup_iterations=2)
         >>> scheduler.get_last_lr()

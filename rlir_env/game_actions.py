@@ -168,8 +168,8 @@ def event_to_env_action(event: Event, cancel_conflicts: bool = True) -> tuple[di
             and its IDM).
 
     Returns:
-        The env action, its camera ``[pitch, yaw]`` in whole degrees, and whether the action is
-        null: nothing mapped pressed and the mouse at rest, or a menu key pressed.
+        The env action, its camera ``[pitch, yaw]`` in whole degrees, and whether it is null, see
+        :func:`is_null_action`.
 
     Raises:
         KeyError: if a needed field is missing.
@@ -178,14 +178,29 @@ def event_to_env_action(event: Event, cancel_conflicts: bool = True) -> tuple[di
     pressed = {_BUTTON_OF_KEY.get(key.removeprefix("key.keyboard.")) for key in keys}
     pressed |= {_BUTTON_OF_MOUSE.get(button) for button in mouse["buttons"]}
     env_action: dict[str, Any] = {button: int(button in pressed) for button in _BUTTONS}
-    is_idle = not any(env_action.values()) and mouse["dx"] == 0 and mouse["dy"] == 0
-    is_null = is_idle or bool(env_action["inventory"] or env_action["ESC"])
+    # Before degrees are cut and conflicts cancelled: what was pressed is not nothing, whatever is left of it.
+    is_null = is_null_action(env_action, (mouse["dy"], mouse["dx"]))
     # Both reference loaders store degrees in an integer array, which truncates toward zero.
     env_action["camera"] = [int(mouse[axis] * _DEGREES_PER_PIXEL) for axis in ("dy", "dx")]
     for first, second in _CONFLICTS if cancel_conflicts else ():
         if env_action[first] and env_action[second]:
             env_action[first] = env_action[second] = 0
     return env_action, is_null
+
+
+def is_null_action(env_action: EnvAction, motion: Sequence[float]) -> bool:
+    """Whether an action is null (MineWorld): nothing is pressed and nothing moves, or a menu key is pressed.
+
+    Args:
+        env_action: as pressed, conflicts included; absent buttons are not pressed.
+        motion: of mouse or camera, pitch and yaw in any unit; less than a degree is motion too.
+
+    Example:
+        >>> is_null_action({"jump": 0}, (0, 0)), is_null_action({"jump": 0}, (0, 0.9))
+        (True, False)
+    """
+    is_idle = not any(env_action.get(button, 0) for button in _BUTTONS) and not any(motion)
+    return is_idle or bool(env_action.get("inventory", 0) or env_action.get("ESC", 0))
 
 
 def env_action_to_event(env_action: EnvAction, tick: int = 0) -> dict[str, Any]:
@@ -199,7 +214,7 @@ def env_action_to_event(env_action: EnvAction, tick: int = 0) -> dict[str, Any]:
     Returns:
         A JSON-able event with the fields that VPT's readers use.
     """
-    _check_env_action(env_action)
+    check_env_action(env_action)
     pressed = [button for button in _BUTTONS if env_action.get(button, 0)]
     # Whole pixels away from zero, so that truncation returns to the same degree.
     dy, dx = (math.copysign(math.ceil(abs(int(d)) / _DEGREES_PER_PIXEL), d) for d in env_action["camera"])
@@ -276,17 +291,25 @@ class ActionWord:
         return self.num_codes + np.column_stack(columns)
 
 
-def _check_env_action(env_action: EnvAction) -> None:
+def check_env_action(env_action: EnvAction) -> None:
+    """Refuse what is not an env action.
+
+    Raises:
+        ValueError: for an unknown button, or without a camera of two finite numbers.
+    """
     if not env_action.keys() <= _ENV_ACTION_KEYS:
         unknown = sorted(env_action.keys() - _ENV_ACTION_KEYS)
         raise ValueError(f"unknown buttons {unknown} in an env action; known are {sorted(_ENV_ACTION_KEYS)}")
     if "camera" not in env_action:
         raise ValueError("an env action needs 'camera': [pitch, yaw] in degrees")
+    camera = env_action["camera"]
+    if len(camera) != 2 or not all(math.isfinite(degrees) for degrees in camera):
+        raise ValueError(f"camera is {camera}; it must be [pitch, yaw] in finite degrees")
 
 
 def _camera(env_actions: Sequence[EnvAction]) -> np.ndarray:
     for env_action in env_actions:
-        _check_env_action(env_action)
+        check_env_action(env_action)
     degrees = np.array([env_action["camera"] for env_action in env_actions], dtype=np.float64)
     return degrees.reshape(-1, 2)  # so that no actions give [0, 2]
 

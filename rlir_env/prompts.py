@@ -11,13 +11,14 @@ frame size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from rlir_env.recordings import ClipFilter, ClipSource, list_recordings
+from rlir_env.recordings.recording import read_options
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,6 @@ class GenerationPrompt:
     def num_prompts(self) -> int:
         """P."""
         return self.context_frames.shape[0]
-
-    def repeat(self, group_size: int) -> GenerationPrompt:
-        """Every prompt ``group_size`` times, siblings adjacent (row p*G+g)."""
-        return self._map(lambda tensor: tensor.repeat_interleave(group_size, dim=0))
-
-    def to(self, device: torch.device | str) -> GenerationPrompt:
-        """The prompts on another device."""
-        return self._map(lambda tensor: tensor.to(device))
-
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> GenerationPrompt:
-        return GenerationPrompt(
-            change(self.context_frames),
-            change(self.game_action),
-            change(self.game_action_word),
-            None if self.target_frames is None else change(self.target_frames),
-        )
 
 
 class PromptSource(ABC):
@@ -139,7 +124,7 @@ class ClipPrompts(PromptSource):
         (disjoint windows, nothing filtered) give them back. From raw gameplay pass a filter.
 
         Args:
-            folder: holds ``<name>.mp4`` and ``<name>.jsonl``.
+            folder: holds ``<name>.mp4`` and ``<name>.jsonl``, and for prompts ``<name>-options.json`` with their F.
             frame_size: (H, W) to resize to.
             num_frames: F.
             num_context_frames: C.
@@ -149,10 +134,13 @@ class ClipPrompts(PromptSource):
 
         Raises:
             RecordingError: if a recording is broken or there are none.
-            ValueError: if no clip is left.
+            ValueError: if no clip is left, or the folder holds a set of prompts of another length.
         """
+        videos = list_recordings(folder)
+        for video in videos:
+            _check_clip_length(video, num_frames, stride or num_frames)
         source = ClipSource(
-            list_recordings(folder),
+            videos,
             frame_size,
             num_frames,
             stride,
@@ -196,3 +184,13 @@ class ClipPrompts(PromptSource):
         rows = torch.as_tensor(indices, dtype=torch.long)
         columns = (self.frames[rows], self.game_action[rows], self.game_action_word[rows])
         return ClipPrompts(*columns, self.num_context_frames, self.has_targets)
+
+
+def _check_clip_length(video: Path, num_frames: int, stride: int) -> None:
+    """Refuse windows that would run from one clip of a set of prompts into the next."""
+    stored = read_options(video).get("num_frames")  # raw gameplay has none: any window will do
+    if stored is not None and (stored != num_frames or stride % stored):
+        raise ValueError(
+            f"{video} is a row of clips of {stored} frames; cut it with num_frames={stored} and a stride that is a "
+            f"multiple of it, not with num_frames={num_frames}, stride={stride}"
+        )

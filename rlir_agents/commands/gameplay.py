@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlir_agents.commands.composition import Config
 from rlir_env.recordings import FrameArchive, list_recordings
+from rlir_env.recordings.recording import read_options
 
 _UNFINISHED = "recording.unfinished"
 
@@ -26,6 +27,7 @@ def recorded(config: Config, name: str) -> Path:
     folder = Path(settings["folder"]) / name
     marker = folder / _UNFINISHED
     if folder.is_dir() and not marker.is_file():
+        _check_tics(folder, settings["tics_per_action"])
         return folder
     from rlir_env.recordings.recorders.doom import MAP_SETS, record
 
@@ -41,6 +43,17 @@ def recorded(config: Config, name: str) -> Path:
     )
     marker.unlink()
     return folder
+
+
+def _check_tics(folder: Path, tics_per_action: int) -> None:
+    """Refuse recordings of another frame duration; those that are not the recorder's do not tell."""
+    for video in list_recordings(folder):
+        found = read_options(video).get("tics_per_action", tics_per_action)
+        if found != tics_per_action:
+            raise ValueError(
+                f"{folder} was recorded with tics_per_action={found}, not {tics_per_action}: give another "
+                "recordings.folder, or delete this one"
+            )
 
 
 def archive(config: Config, name: str) -> FrameArchive:

@@ -25,6 +25,8 @@ from rlir_env.assets.cards import write_cards
 from rlir_env.assets.folder import MODELS, RECORDINGS_OF_SPLIT, SPLITS, making_commands
 from rlir_env.checkpoints import fingerprint, load_safetensors, save_safetensors
 
+# What may come from the same maps; the coach, the judge and each split for tuning or testing stand alone.
+_OF_WORLD_MODEL = ("tokenizer", "mineworld", "train")
 LICENCES = {"weights": "MIT", "game_data": "Freedoom, BSD-3-Clause"}
 
 
@@ -65,10 +67,28 @@ def ship(folder: AssetFolder, source: Path, config: Config) -> str:
     if name in MODELS:
         if not facts:
             raise ValueError(f"{source} has no model.json: give the folder of a finished `rlir pretrain`")
+        _check_disjoint(folder, source, name, facts["recordings"])
         return _ship_model(folder, source, name, facts)
     if name in SPLITS:
+        _check_disjoint(folder, source, name, source.name)
         return _ship_prompts(folder, source, name, config)
     raise ValueError(f"{source}: say what it is with as=..., one of {', '.join((*MODELS, *SPLITS))}")
+
+
+def _check_disjoint(folder: AssetFolder, source: Path, name: str, recordings: str) -> None:
+    """Coach, judge, world model, dev and test prompts come from different maps, or results mean nothing.
+
+    Raises:
+        ValueError: if something else was made from the same recordings.
+    """
+    others = {Path(file).stem: entry["recordings"] for file, entry in folder.manifest.files.items()}
+    for other, theirs in others.items():
+        may_share = other == name or {other, name} <= set(_OF_WORLD_MODEL)
+        if theirs == recordings and not may_share:
+            raise ValueError(
+                f"{source} comes from the recordings {recordings!r}, and so does the shipped {other}: make one of them "
+                "from other maps"
+            )
 
 
 def _facts(source: Path) -> dict[str, Any]:
@@ -98,11 +118,13 @@ def _ship_prompts(folder: AssetFolder, source: Path, split: str, config: Config)
     tokenizer = read_tokenizer(folder.model_file("tokenizer"))
     video = folder.path / "prompts" / split / f"{split}.mp4"
     num_clips = write_prompts(source, video, tokenizer.frame_size, config["num_clips"], seed=config["seed"])
-    for suffix in (".mp4", ".jsonl"):
+    is_recorded_here = source == Path("runs/recordings", RECORDINGS_OF_SPLIT[split])
+    command = making_commands(split) if is_recorded_here else f"rlir ship {source} as={split}"
+    for suffix in (".mp4", ".jsonl", "-options.json"):
         folder.manifest.add(
             f"prompts/{split}/{split}{suffix}",
-            making_command=f"{making_commands(split)} num_clips={config['num_clips']} seed={config['seed']}",
-            recordings=RECORDINGS_OF_SPLIT[split],
+            making_command=f"{command} num_clips={config['num_clips']} seed={config['seed']}",
+            recordings=source.name,
             num_clips=num_clips,
             licence=LICENCES,
         )

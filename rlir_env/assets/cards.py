@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rlir_env.assets.folder import MODELS, AssetFolder
+from rlir_env.checkpoints import load_safetensors
 
 _PURPOSES = {
     "tokenizer": "Turns frames into codes and back (MineWorld's VQ-VAE at preset size). Frozen in post-training.",
@@ -26,15 +28,17 @@ def write_cards(folder: AssetFolder) -> None:
     for name in MODELS:
         entry = folder.manifest.files.get(f"{name}.safetensors")
         if entry is not None:
-            (folder.path / f"{name}.md").write_text(card(name, entry), encoding="utf-8")
+            dtypes = _stored_dtypes(folder.path / f"{name}.safetensors")
+            (folder.path / f"{name}.md").write_text(card(name, entry, dtypes), encoding="utf-8")
 
 
-def card(name: str, entry: dict[str, Any]) -> str:
+def card(name: str, entry: dict[str, Any], dtypes: str) -> str:
     """The card of one model, Markdown.
 
     Args:
         name: one of the models of a world.
         entry: of the manifest.
+        dtypes: in which the weights are stored, for instance ``float16``.
     """
     figures = "".join(f"| {key} | {value:g} |\n" for key, value in entry.get("validation", {}).items())
     return f"""# {name}.safetensors
@@ -44,7 +48,7 @@ def card(name: str, entry: dict[str, Any]) -> str:
 | | |
 |---|---|
 | parameters | {entry["num_parameters"]:,} |
-| stored | float16, {entry["bytes"] / 1e6:.2f} MB |
+| stored | {dtypes}, {entry["bytes"] / 1e6:.2f} MB |
 | trained on | map set `{entry["recordings"]}`, {entry["num_frames"]:,} frames, {entry["num_steps"]:,} steps |
 | made by | `{entry["making_command"]}` |
 | sha256 | `{entry["sha256"]}` |
@@ -57,3 +61,10 @@ Figures on map set `{entry["validation_recordings"]}`, which training has not se
 {figures}
 {_LIMITS}
 """
+
+
+def _stored_dtypes(path: Path) -> str:
+    """Floating-point types of the weights of a file."""
+    weights, _ = load_safetensors(path)
+    dtypes = {str(tensor.dtype) for tensor in weights.values() if tensor.is_floating_point()}
+    return ", ".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes))

@@ -34,14 +34,16 @@ class AssetFolder:
         return self._checked(f"{name}.safetensors", making_commands(name))
 
     def prompt_files(self, split: str) -> Path:
-        """The folder of one split of prompts, its files checked.
+        """The folder of one split of prompts, its files checked: the recording, and what else the manifest lists.
 
         Raises:
             ValueError: as :meth:`model_file`.
         """
-        for suffix in (".mp4", ".jsonl"):
-            video = self._checked(f"prompts/{split}/{split}{suffix}", making_commands(split))
-        return video.parent
+        folder = f"prompts/{split}"
+        recording = {f"{folder}/{split}{suffix}" for suffix in (".mp4", ".jsonl")}
+        for name in sorted(recording.union(n for n in self.manifest.files if n.startswith(f"{folder}/"))):
+            self._checked(name, making_commands(split))
+        return self.path / folder
 
     def _checked(self, name: str, making_command: str) -> Path:
         if not (self.path / name).is_file():

@@ -8,10 +8,12 @@ Letters: F frames of a clip.
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 from rlir_env.recordings import Clip, ClipFilter, ClipSource, Recording, RecordingWriter, list_recordings
+from rlir_env.recordings.recording import options_file
 
 _CRF = 20  # about 40 dB at this size: the tokenizer loses far more
 
@@ -27,9 +29,11 @@ def write_prompts(
 ) -> int:
     """Choose clips of recorded gameplay at random, as many of each recording, and write them as one recording.
 
+    The options file beside the video holds F, so that nobody cuts the row of clips elsewhere than it was joined.
+
     Args:
         recordings: folder of gameplay.
-        path: the video to write.
+        path: the video to write; its folder is made if it is missing.
         frame_size: (H, W) of the model.
         num_clips: at most so many, disjoint.
         num_frames: F.
@@ -59,6 +63,9 @@ def write_prompts(
     if not chosen:
         raise ValueError(f"{recordings}: no clip of {num_frames} frames passes the filter")
     fps = Recording(videos[0]).fps
+    options = options_file(path)
+    options.parent.mkdir(parents=True, exist_ok=True)
+    options.write_text(json.dumps({"num_frames": num_frames}) + "\n", encoding="utf-8")  # before the video is whole
     with RecordingWriter(path, fps, frame_size, crf=_CRF, preset="medium") as writer:
         for clip in chosen:
             _write_clip(writer, clip, Recording(Path(recordings) / f"{clip.recording}.mp4"))

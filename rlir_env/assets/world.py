@@ -26,7 +26,7 @@ class World:
         coach: The inverse dynamics model that rewards.
         prompts: By split: ``train``, ``dev``, ``test``; decoded when first asked for.
         class_frequency: Share of every class of every slot in recorded play, for the balanced rewards.
-        visible_slots: Slots that pictures reveal, measured with coach and judge on real clips; None means all.
+        visible_slots: Slots that pictures reveal, as the coach reads them on real clips of dev maps; None means all.
         num_word_ids: Ids of the action words.
     """
 

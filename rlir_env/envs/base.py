@@ -80,6 +80,10 @@ class VideoGenerationEnv(EnvBase):
         self._order = PromptOrder(prompts.num_prompts, seed)
         self._first_prompt = prompts.get(torch.zeros(1, dtype=torch.long))
 
+    def train(self, mode: bool = True) -> VideoGenerationEnv:
+        """Stay in evaluation mode, whatever ``mode`` says: the networks in here are frozen, their statistics too."""
+        return super().train(False)
+
     @property
     @abstractmethod
     def num_steps(self) -> int:
@@ -237,6 +241,17 @@ class VideoGenerationEnv(EnvBase):
         is_over = torch.zeros(len(row_of), 1, dtype=torch.bool, device=self.device)
         state |= {"done": is_over, "terminated": is_over.clone()}
         return TensorDict(state, batch_size=[len(row_of)], device=self.device)
+
+    def _pay(self, state: TensorDict, tensordict: TensorDictBase) -> TensorDict:
+        """The reward entries of a step that led to ``state``: :meth:`score` where it is over, zero elsewhere."""
+        is_over = state["terminated"].squeeze(-1)
+        if is_over.all():
+            return self.score(state.copy().update(tensordict.select("game_action", "prompt_index")))
+        reward = self.no_reward(self.batch_size[0])
+        if is_over.any():  # rows reset at different times, as a vector env may
+            constants = tensordict.select("game_action", "prompt_index")
+            reward[is_over] = self.score(state.copy().update(constants)[is_over])
+        return reward
 
     def _target_frames(self, prompt_index: Tensor) -> Tensor:
         """The real continuations, float ``[N, F-1, 3, H, W]`` in [0, 1]."""

@@ -201,16 +201,6 @@ class TokenGenerationEnv(VideoGenerationEnv):
         word = words.gather(1, which.expand(-1, 1, layout.word_length)).squeeze(1)  # [B, A]
         token.scatter_(1, places, torch.where(has_word, word.int(), token.gather(1, places)))
 
-    def _pay(self, state: TensorDict, tensordict: TensorDictBase) -> TensorDict:
-        is_over = state["terminated"].squeeze(-1)
-        if is_over.all():
-            return self.score(state.copy().update(tensordict.select("game_action", "prompt_index")))
-        reward = self.no_reward(self.batch_size[0])
-        if is_over.any():  # rows reset at different times, as a vector env may
-            constants = tensordict.select("game_action", "prompt_index")
-            reward[is_over] = self.score(state.copy().update(constants)[is_over])
-        return reward
-
     def _checked_action(self, tensordict: TensorDictBase) -> Tensor:
         action = tensordict["action"]
         expected = (*self.batch_size, self.tokens_per_step)

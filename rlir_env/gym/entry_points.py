@@ -75,7 +75,7 @@ def make_core(
     Args:
         world: Name of a shipped asset set, or ``"identity"`` for the world of the tests.
         num_rows: Videos generated side by side.
-        split: ``"dev"`` or ``"test"`` prompts.
+        split: ``"train"``, ``"dev"`` or ``"test"`` prompts.
         tokens_per_step: k, or ``"frame"``.
         match: How a reading becomes a number, see :class:`~rlir_env.rewards.InverseDynamicsReward`.
         slots: Slots that count, None for those that the world's pictures reveal, as in ``rlir train``.

@@ -6,6 +6,7 @@ Letters: k tokens per step, A word length, F frames, S slots, L sequence length,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,15 @@ def check_render_mode(render_mode: str | None) -> None:
     modes = RENDER_METADATA["render_modes"]
     if render_mode is not None and render_mode not in modes:
         raise ValueError(f"render_mode={render_mode!r}: use one of {modes} or None")
+
+
+def check_reset_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise ValueError for options of a reset that mean nothing: unknown keys, a seed without its prompt."""
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        raise ValueError(f"reset knows no option {', '.join(map(repr, unknown))}: use {', '.join(known)}")
+    if "episode_seed" in options and "prompt_index" not in options:
+        raise ValueError("episode_seed goes with a chosen prompt: give prompt_index too, or reset(seed=...)")
 
 
 def core_seed(np_random: np.random.Generator) -> int:

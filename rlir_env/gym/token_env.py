@@ -19,6 +19,7 @@ from rlir_env.gym.presentation import (
     RENDER_METADATA,
     action_space,
     check_render_mode,
+    check_reset_options,
     core_seed,
     final_info,
     observation_space,
@@ -69,11 +70,16 @@ class TokenGymEnv(gymnasium.Env):
             seed: Restarts the order of prompts and of noise seeds.
             options: ``prompt_index`` to choose the prompt, and ``episode_seed`` beside it (0 by
                 default).
+
+        Raises:
+            ValueError: if there is no such prompt or option.
         """
+        options = options or {}
+        check_reset_options(options, ("prompt_index", "episode_seed"))
         super().reset(seed=seed)
         if seed is not None or self._state is None:
             self.core.set_seed(core_seed(self.np_random))
-        if options and "prompt_index" in options:
+        if "prompt_index" in options:
             chosen = (options["prompt_index"], options.get("episode_seed", 0))
             self._state = self.core.initial_state(*(torch.tensor([value]) for value in chosen))
         else:

@@ -20,6 +20,7 @@ from rlir_env.gym.presentation import (
     RENDER_METADATA,
     action_space,
     check_render_mode,
+    check_reset_options,
     core_seed,
     final_info,
     observation_space,
@@ -70,16 +71,35 @@ class TokenGymVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start all rows, or those of ``options["reset_mask"]`` (bool ``[n]``), on new prompts."""
+        """Start all rows on the next prompts of the shuffled order, or as the options say.
+
+        Args:
+            seed: Restarts the order of prompts and of noise seeds.
+            options: ``reset_mask`` (bool ``[n]``) to start only these rows; or ``prompt_index`` (integers ``[n]``) to
+                choose the prompt of every row, and ``episode_seed`` ``[n]`` beside it (0 by default).
+
+        Raises:
+            ValueError: if there is no such prompt or option, or an option has another shape.
+            gymnasium.error.ResetNeeded: if the first reset has a mask.
+        """
+        options = options or {}
+        check_reset_options(options, ("reset_mask", "prompt_index", "episode_seed"))
+        given = {key: self._one_per_row(key, value) for key, value in options.items()}
+        mask = given.get("reset_mask", np.ones(self.num_envs)).astype(bool)
+        if "reset_mask" in given and "prompt_index" in given:
+            raise ValueError("give reset_mask, which draws the next prompts, or prompt_index for all rows, not both")
+        if "reset_mask" in given and self._state is None:
+            raise gymnasium.error.ResetNeeded("no row has been started: call reset() without reset_mask first")
         super().reset(seed=seed)
         if seed is not None or self._state is None:
             self.core.set_seed(core_seed(self.np_random))
-        mask = (options or {}).get("reset_mask")
-        if mask is None:
-            mask = np.ones(self.num_envs, dtype=bool)
-            self._state = self.core.reset()
-        else:
+        if "prompt_index" in given:
+            chosen = (given["prompt_index"], given.get("episode_seed", np.zeros(self.num_envs)))
+            self._state = self.core.initial_state(*map(torch.as_tensor, chosen))
+        elif "reset_mask" in given:
             self._restart(mask)
+        else:
+            self._state = self.core.reset()
         return observe(self._state), self._prompt_info(mask)
 
     def step(
@@ -108,6 +128,12 @@ class TokenGymVectorEnv(VectorEnv):
             raise gymnasium.error.ResetNeeded("call reset() before render()")
         rows = range(self.num_envs)
         return tuple(render(self.core, self._state[r : r + 1], self.render_mode) for r in rows)
+
+    def _one_per_row(self, name: str, values: Any) -> np.ndarray:
+        array = np.asarray(values)
+        if array.shape != (self.num_envs,):
+            raise ValueError(f"{name} has shape {list(array.shape)}: give one value for each of {self.num_envs} rows")
+        return array
 
     def _restart(self, mask: np.ndarray) -> None:
         assert self._state is not None  # a masked reset sets it first

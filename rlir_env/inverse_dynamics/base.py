@@ -20,9 +20,10 @@ from rlir_env.game_actions import GameActionSpec
 
 Alignment = Literal["transition", "mineworld"]
 
-# Clips are read in chunks of about this many frames, so that memory does not grow with the batch
-# and the activations of a chunk stay near the caches.
-_FRAMES_PER_CHUNK = 512
+# Clips are read in chunks of about this many pixels, so that memory does not grow with the batch and the activations of
+# a chunk stay near the caches. Counted in frames a chunk of the published model, whose frames have twenty times as many
+# pixels as the preset's, would take twenty times the memory. At the preset's 24x32 these are 512 frames.
+_PIXELS_PER_CHUNK = 512 * 24 * 32
 
 
 class GameActionReading(NamedTuple):
@@ -45,9 +46,11 @@ class InverseDynamicsModel(nn.Module, ABC):
 
     Attributes:
         spec: The slots and classes that this model reads.
+        input_size: (H, W) that the network works at, whatever the size of the frames; None for that of the frames.
     """
 
     spec: GameActionSpec
+    input_size: tuple[int, int] | None = None
 
     @abstractmethod
     def read_frames(self, frames: Tensor) -> GameActionReading:
@@ -81,8 +84,7 @@ class InverseDynamicsModel(nn.Module, ABC):
         """
         num_readings = _num_readings(frames.shape[-4], align)
         clips = frames.reshape(-1, *frames.shape[-4:])
-        clips_per_chunk = max(1, _FRAMES_PER_CHUNK // clips.shape[1])
-        chunks = [self.read_frames(chunk) for chunk in clips.split(clips_per_chunk)]
+        chunks = [self.read_frames(chunk) for chunk in clips.split(self._clips_per_chunk(clips))]
         fields = (torch.cat(parts)[:, :num_readings] for parts in zip(*chunks, strict=True))
         return GameActionReading(*(x.reshape(*frames.shape[:-4], *x.shape[1:]) for x in fields))
 
@@ -93,6 +95,10 @@ class InverseDynamicsModel(nn.Module, ABC):
     def infer_game_actions(self, frames: Tensor, align: Alignment = "transition") -> Tensor:
         """The game actions read back, ``[..., n, S]`` int64 slots; arguments as in :meth:`read`."""
         return self.read(frames, align).inferred_game_action
+
+    def _clips_per_chunk(self, clips: Tensor) -> int:
+        height, width = self.input_size or clips.shape[-2:]
+        return max(1, _PIXELS_PER_CHUNK // (clips.shape[1] * height * width))
 
 
 def _num_readings(num_frames: int, align: str) -> int:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlir_env.game_actions import VPT_BUTTONS, GameActionSpec
+from rlir_env.game_actions import VPT_BUTTONS, VPT_CAMERA, GameActionSpec, Slot
 
-_CAMERA_AXES = ("pitch", "yaw")
+CAMERA_AXES = ("pitch", "yaw")
+NUM_CAMERA_BINS = VPT_CAMERA.num_bins
 
 
 class SlotProjection:
@@ -28,16 +29,24 @@ class SlotProjection:
     """
 
     def __init__(self, spec: GameActionSpec):
-        """Sorts the slots of ``spec`` into groups; ValueError if a class is no VPT button."""
+        """Sorts the slots of ``spec`` into groups.
+
+        Raises:
+            ValueError: If VPT does not read what a slot asks for.
+        """
         pairs, singles, axes = {}, {}, {}
         for index, slot in enumerate(spec.slots):
             if slot.is_ordered:
-                axes[index] = _CAMERA_AXES.index(slot.name)
+                axes[index] = _axis(slot)
             elif len(slot.classes) == 2:
-                singles[index] = VPT_BUTTONS.index(slot.name)
+                singles[index] = _button(slot, slot.name)
+            elif len(slot.classes) == 3:
+                pairs[index] = (_button(slot, slot.classes[1]), _button(slot, slot.classes[2]))
             else:
-                _, first, second = slot.classes
-                pairs[index] = (VPT_BUTTONS.index(first), VPT_BUTTONS.index(second))
+                raise ValueError(
+                    f"slot {slot.name!r} has {len(slot.classes)} classes; VPT reads buttons, and a slot is one of them "
+                    "(2 classes) or two opposed ones (3 classes)"
+                )
         self._button_classes = [(slot, pair[i], i + 1) for slot, pair in pairs.items() for i in range(2)]
         self._button_classes += [(slot, button, 1) for slot, button in singles.items()]
         self._camera_slots = list(axes.items())
@@ -45,7 +54,7 @@ class SlotProjection:
         self._singles, self._axes = list(singles.values()), list(axes.values())
         grouped = [*pairs, *singles, *axes]
         self._order = sorted(range(len(grouped)), key=grouped.__getitem__)
-        self._max_classes = max(spec.num_classes)
+        self._num_classes = spec.num_classes
 
     def head_shares(self, shares: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
         """How often each button is pressed and each camera bin occurs, from the shares of slot classes.
@@ -54,9 +63,14 @@ class SlotProjection:
             shares: For every slot the share of each of its classes.
 
         Returns:
-            Pressed shares ``[20]``, 0 for buttons that are in no slot, and bin shares ``[2, 11]``.
+            Pressed shares ``[20]`` and bin shares ``[2, 11]``, 0 for buttons and axes that are in no slot.
+
+        Raises:
+            ValueError: If there is not one share for each class.
         """
-        pressed, bins = torch.zeros(len(VPT_BUTTONS)), torch.zeros(len(_CAMERA_AXES), self._max_classes)
+        if tuple(map(len, shares)) != self._num_classes:
+            raise ValueError(f"the slots have {self._num_classes} classes, the shares are of {[*map(len, shares)]}")
+        pressed, bins = torch.zeros(len(VPT_BUTTONS)), torch.zeros(len(CAMERA_AXES), NUM_CAMERA_BINS)
         for slot, button, button_class in self._button_classes:
             pressed[button] = shares[slot][button_class]
         for slot, axis in self._camera_slots:
@@ -81,5 +95,21 @@ class SlotProjection:
         return torch.cat(groups, dim=-1)[..., self._order]
 
     def _pad(self, log_probs: Tensor) -> Tensor:
-        missing = self._max_classes - log_probs.shape[-1]
+        # Below 0 only for a group without slots, whose width is its head's.
+        missing = max(self._num_classes) - log_probs.shape[-1]
         return F.pad(log_probs, (0, missing), value=-torch.inf)
+
+
+def _button(slot: Slot, name: str) -> int:
+    if name not in VPT_BUTTONS:
+        raise ValueError(f"slot {slot.name!r} asks for {name!r}, no button of VPT; it reads {', '.join(VPT_BUTTONS)}")
+    return VPT_BUTTONS.index(name)
+
+
+def _axis(slot: Slot) -> int:
+    if slot.name not in CAMERA_AXES or len(slot.classes) != NUM_CAMERA_BINS:
+        raise ValueError(
+            f"ordered slot {slot.name!r} has {len(slot.classes)} bins; VPT's camera has {NUM_CAMERA_BINS} of each of "
+            f"{' and '.join(CAMERA_AXES)}"
+        )
+    return CAMERA_AXES.index(slot.name)

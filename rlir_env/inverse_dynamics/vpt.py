@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, GameActionSpec
 from rlir_env.inverse_dynamics.base import GameActionReading, InverseDynamicsModel
 from rlir_env.inverse_dynamics.resize import resize_like_opencv
-from rlir_env.inverse_dynamics.slot_projection import SlotProjection
+from rlir_env.inverse_dynamics.slot_projection import CAMERA_AXES, NUM_CAMERA_BINS, SlotProjection
 from rlir_env.inverse_dynamics.vpt_network import VPTNetwork
 
-NUM_CAMERA_AXES, NUM_CAMERA_BINS = 2, 11
 _IMPALA_BASE_CHANNELS = (16, 32, 32)
 # A fresh model reads "pressed" with probability 0.27. Without this preference "none" and "both"
 # would start equally likely, and slots, in which the two are one class, could teach a button its
@@ -92,10 +91,16 @@ class VPTConfig:
             "recurrence_is_residual": True,
             "recurrence_type": "transformer",
             "use_pre_lstm_ln": False,
+            "single_output": True,
+            "only_img_input": True,
+            # With batch norms VPT's code keeps the group norm behind the pool; `batch_norm` here replaces that one too.
+            "init_norm_kwargs": {"batch_norm": False, "group_norm_groups": 1},
+            "impala_kwargs": {"post_pool_groups": 1},
+            "conv3d_params": {"inchan": 3, "kernel_size": (5, 1, 1), "padding": (2, 0, 0)},
         }
-        different = {k: net[k] for k, v in required.items() if net[k] != v}
-        if different or tuple(net["conv3d_params"]["kernel_size"]) != (5, 1, 1):
-            raise ValueError(f"not the topology of VPT's IDM: {different or net['conv3d_params']}")
+        different = _different(net, required)
+        if different:
+            raise ValueError(f"not the topology of VPT's IDM: {', '.join(different)}")
         return cls(
             input_size=tuple(net["img_shape"][:2]),
             conv3d_channels=net["conv3d_params"]["outchan"],
@@ -104,9 +109,20 @@ class VPTConfig:
             num_heads=net["attention_heads"],
             num_layers=net["n_recurrence_layers"],
             pointwise_ratio=net["pointwise_ratio"],
-            batch_norm=net["init_norm_kwargs"]["batch_norm"],
             temperature=float(pi_head_opts["temperature"]),
         )
+
+
+def _different(found: Mapping[str, Any], required: Mapping[str, Any]) -> list[str]:
+    """What is missing or not as required, by name and value; of inner mappings only what they require is looked at."""
+    different = []
+    for name, value in required.items():
+        given = found.get(name)
+        if isinstance(value, Mapping) and isinstance(given, Mapping):
+            different += [f"{name}.{inner}" for inner in _different(given, value)]
+        elif (tuple(given) if isinstance(given, list) else given) != value:
+            different.append(f"{name}={given!r} instead of {value!r}")
+    return different
 
 
 class ActionHead(nn.Module):
@@ -144,14 +160,17 @@ class VPTInverseDynamics(InverseDynamicsModel):
             spec: The slots to read. Ordered slots named pitch and yaw are the camera; a slot of two
                 classes is the button of its name, one of three classes the two buttons that its
                 classes 1 and 2 name.
+
+        Raises:
+            ValueError: If VPT does not read what a slot asks for.
         """
         super().__init__()
-        self.config, self.spec = config, spec
+        self.config, self.spec, self.input_size = config, spec, config.input_size
         sizes = asdict(config)
         self._temperature = sizes.pop("temperature")
         self.net = VPTNetwork(**sizes)
         buttons = ActionHead(config.hidsize, len(VPT_BUTTONS), 2)
-        camera = ActionHead(config.hidsize, NUM_CAMERA_AXES, NUM_CAMERA_BINS)
+        camera = ActionHead(config.hidsize, len(CAMERA_AXES), NUM_CAMERA_BINS)
         self.pi_head = nn.ModuleDict({"buttons": buttons, "camera": camera})
         buttons.linear_layer.bias.data[1::2] = _INITIAL_PRESSED_LOGIT * config.temperature
         self._slots = SlotProjection(spec)
@@ -166,6 +185,9 @@ class VPTInverseDynamics(InverseDynamicsModel):
         Args:
             shares: For every slot the share of each of its classes in the training data.
             power: To which the shares are raised; 0 starts with every class equally likely.
+
+        Raises:
+            ValueError: If there is not one share for each class.
         """
         pressed, bins = self._slots.head_shares(shares)
         buttons = torch.stack([1 - pressed, pressed], dim=-1)  # [20, 2]

@@ -1,4 +1,4 @@
-"""Action following: how well the game actions are read back from videos, by MineWorld's protocol.
+"""Action following: how well the game actions are read back from videos.
 
 The paper scores seven groups of buttons (its Table 3) with macro precision, recall and F1, as
 scikit-learn computes them, and averages over the groups; MineWorld's benchmark adds the camera in
@@ -6,8 +6,11 @@ bins. A group of which only one class ever occurs scores 1.0 there, so the figur
 over the groups in which at least two classes occur in the labels. This is *not* the reward: it is
 computed over all clips at once, usually with another reader (the judge).
 
+What is MineWorld's in the figures under ``mineworld/`` is the averaging, over the classes of a slot and then
+over all seven groups. Which frames the reader sees and which line each reading is compared with is the
+evaluator's choice (``align`` of the IDM): the same averaging serves the readings of either alignment.
+
 Everything follows from one confusion matrix per clip and slot, so that clips can be drawn anew.
-How readings and lines are aligned is the caller's business (``align`` of the IDM).
 
 Letters: N clips, n readings per clip, S slots, C most classes of any slot, ... draws of clips.
 """
@@ -24,7 +27,7 @@ MEASURES = ("precision", "recall", "f1")
 
 
 class ActionFollowing(Metric):
-    """Counts readings against labels and computes the protocol's figures.
+    """Counts readings against labels and computes the figures.
 
     Example:
         >>> import torch

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from rlir_env.game_actions import MINECRAFT, GameActionSpec
-from rlir_env.recordings.clips import ClipFilter, OnError, mean_change
+from rlir_env.recordings.clips import ClipFilter, OnError, check_on_error, mean_change
 from rlir_env.recordings.recording import Recording, RecordingError, recording_files
+
+logger = logging.getLogger(__name__)
 
 _VERSION = 1  # part of the cache key: raise it when the files or their meaning change
 
@@ -93,11 +96,13 @@ class FrameArchive:
             cache_folder: where archives live; ``$XDG_CACHE_HOME/rlir`` where None.
             clip_filter: which windows are clips; not part of what is stored.
             cancel_conflicts: see :func:`~rlir_env.game_actions.event_to_env_action`.
-            on_error: ``"skip"`` leaves broken recordings out and lists them in ``problems``.
+            on_error: ``"skip"`` leaves broken recordings out, as a whole, lists them in ``problems`` and warns.
 
         Raises:
+            ValueError: for another on_error.
             RecordingError: for a broken recording, unless ``on_error="skip"``; or if none is left.
         """
+        check_on_error(on_error)
         default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlir"
         cache = Path(cache_folder or default)
         cache.mkdir(parents=True, exist_ok=True)
@@ -117,7 +122,11 @@ class FrameArchive:
                 part.mkdir()
                 _decode_all([Path(path) for path in paths], settings, part)
                 part.rename(folder)
-        return cls(folder, clip_filter)
+        archive = cls(folder, clip_filter)
+        if archive.problems:  # on every build, also where it reuses what another one decoded
+            skipped = "".join(f"\n  {problem}" for problem in archive.problems)
+            logger.warning("skipped recordings: %d%s", len(archive.problems), skipped)
+        return archive
 
     @property
     def num_frames(self) -> int:

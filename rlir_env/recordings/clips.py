@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,12 @@ from rlir_env.recordings.recording import Recording, RecordingError
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise ValueError for what is not an :data:`OnError`."""
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
 
 
 class Clip(NamedTuple):
@@ -101,6 +107,13 @@ class ClipReport:
     num_dropped: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
+    def add(self, other: ClipReport) -> None:
+        """Add what another pass, or a part of this one, met."""
+        self.num_recordings += other.num_recordings
+        self.num_clips += other.num_clips
+        self.num_dropped.update(other.num_dropped)
+        self.problems += other.problems
+
     def to_text(self) -> str:
         """A line of counts, then one for each recording that was skipped."""
         dropped = ", ".join(f"{count} {rule}" for rule, count in sorted(self.num_dropped.items()))
@@ -113,6 +126,10 @@ class ClipReport:
 
 class ClipSource:
     """Streams clips from recordings in constant memory.
+
+    Where broken recordings are skipped, the memory is that of the clips of one recording: what is wrong with it may be
+    found at its last frame only. None of its clips is handed out then, as a
+    :class:`~rlir_env.recordings.archive.FrameArchive` keeps none of its frames.
 
     Example:
         >>> source = ClipSource(list_recordings("runs/doom"), (60, 80))  # doctest: +SKIP
@@ -138,15 +155,14 @@ class ClipSource:
             stride: frames between the starts of windows; F where None.
             clip_filter: the default one where None.
             cancel_conflicts: see :func:`~rlir_env.game_actions.event_to_env_action`.
-            on_error: ``"skip"`` leaves broken recordings out and counts them in ``report``.
+            on_error: ``"skip"`` leaves broken recordings out, as a whole, and lists them in ``report``.
 
         Raises:
             ValueError: for a window of less than two frames, a stride below 1, another on_error.
         """
         if num_frames < 2 or (stride is not None and stride < 1):
             raise ValueError(f"num_frames={num_frames}, stride={stride}: use at least 2 and 1")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r}: use 'raise' or 'skip'")
+        check_on_error(on_error)
         self.paths = [Path(path) for path in paths]
         self.frame_size = frame_size
         self.num_frames = num_frames
@@ -180,15 +196,20 @@ class ClipSource:
 
     def _clips(self, paths: Iterable[Path]) -> Iterator[Clip]:
         for path in paths:
-            try:
-                yield from self._clips_of(Recording(path))
-                self.report.num_recordings += 1
-            except RecordingError as error:
-                if self.on_error == "raise":
-                    raise
-                self.report.problems.append(str(error))
+            yield from self._clips_of(Recording(path), self.report) if self.on_error == "raise" else self._sound(path)
 
-    def _clips_of(self, recording: Recording) -> Iterator[Clip]:
+    def _sound(self, path: Path) -> list[Clip]:
+        """All clips of a recording; none, and a problem in the report, if it is broken anywhere."""
+        part = ClipReport()
+        try:
+            clips = list(self._clips_of(Recording(path), part))
+        except RecordingError as error:
+            self.report.problems.append(str(error))
+            return []
+        self.report.add(part)
+        return clips
+
+    def _clips_of(self, recording: Recording, report: ClipReport) -> Iterator[Clip]:
         track = recording.actions(self.cancel_conflicts)
         window: deque[np.ndarray] = deque(maxlen=self.num_frames)
         change: deque[float] = deque(maxlen=self.num_frames)
@@ -207,9 +228,9 @@ class ClipSource:
             )
             rules = [rule for rule, windows in broken.items() if windows[0]]
             if rules:
-                self.report.num_dropped[rules[0]] += 1
+                report.num_dropped[rules[0]] += 1
                 continue
-            self.report.num_clips += 1
+            report.num_clips += 1
             yield Clip(
                 torch.from_numpy(np.stack(window)).permute(0, 3, 1, 2).contiguous(),
                 torch.from_numpy(track.slots[actions]),
@@ -217,6 +238,7 @@ class ClipSource:
                 recording.name,
                 start,
             )
+        report.num_recordings += 1
 
 
 def mean_change(frame: np.ndarray, next_frame: np.ndarray) -> float:

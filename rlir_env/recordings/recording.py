@@ -22,9 +22,10 @@ import numpy as np
 from rlir_env.game_actions import (
     ActionWord,
     EnvAction,
-    env_action_to_event,
+    check_env_action,
     env_actions_to_slots,
     event_to_env_action,
+    is_null_action,
 )
 
 
@@ -46,6 +47,30 @@ def recording_files(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
     video = path if path.suffix == ".mp4" else path.with_name(path.name + ".mp4")
     return video, video.with_suffix(".jsonl")
+
+
+def options_file(path: str | Path) -> Path:
+    """``<name>-options.json`` beside a recording: how it was made, where its maker says so."""
+    video, _ = recording_files(path)
+    return video.with_name(f"{video.stem}-options.json")
+
+
+def read_options(path: str | Path) -> dict[str, Any]:
+    """What the options file beside a recording says; empty where there is none.
+
+    Raises:
+        RecordingError: if the file is not a JSON object.
+    """
+    file = options_file(path)
+    if not file.is_file():
+        return {}
+    try:
+        options = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even text
+        raise RecordingError(f"{file}: not JSON ({error})") from error
+    if not isinstance(options, dict):
+        raise RecordingError(f"{file}: not a JSON object")
+    return options
 
 
 def list_recordings(folder: str | Path) -> list[Path]:
@@ -225,12 +250,12 @@ class Recording:
     def _env_action(self, number: int, event: dict[str, Any], cancel_conflicts: bool) -> tuple[EnvAction, bool]:
         try:
             if "ESC" in event:
-                # Through an event and back only for the flag: one definition of null.
-                return event, event_to_env_action(env_action_to_event(event))[1]
+                check_env_action(event)
+                return event, is_null_action(event, event["camera"])
             if not isinstance(event["isGuiOpen"], bool):
                 raise TypeError("isGuiOpen is not true or false")
             return event_to_env_action(event, cancel_conflicts)
         except KeyError as error:
             raise RecordingError(f"{self.events_path}:{number}: missing key {error}") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:  # the last: Infinity is JSON to Python
             raise RecordingError(f"{self.events_path}:{number}: {error}") from error

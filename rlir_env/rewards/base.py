@@ -49,6 +49,10 @@ class RewardFn(nn.Module, ABC):
         """Zeros in the shape and dtype of one generation's further entries; none by default."""
         return {}
 
+    def train(self, mode: bool = True) -> RewardFn:
+        """Stay in evaluation mode, whatever ``mode`` says: a reader that goes on counting statistics is not frozen."""
+        return super().train(False)
+
     @torch.no_grad()
     def forward(self, generation: TensorDictBase) -> TensorDict:
         """Score finished generations.

@@ -5,6 +5,7 @@ Letters: B generations, F frames.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import ItemsView, Mapping
 from typing import cast
 
@@ -30,7 +31,8 @@ class WeightedSum(RewardFn):
             weights: The weight of each part, under the same names.
 
         Raises:
-            ValueError: if the names differ, or two parts have a breakdown entry of the same name.
+            ValueError: if the names differ, or two entries of the result would have the same name: of two breakdowns,
+                or of a breakdown and ``reward``, ``frame_reward`` or a ``<name>_frame_reward``.
         """
         super().__init__()
         if not rewards or set(rewards) != set(weights):
@@ -38,16 +40,19 @@ class WeightedSum(RewardFn):
         self.rewards = nn.ModuleDict(rewards)
         self.weights = dict(weights)
         self.uses_target_frames = any(reward.uses_target_frames for reward in rewards.values())
-        entries = [key for reward in rewards.values() for key in reward.breakdown(1, 1)]
-        if len(set(entries)) != len(entries):
-            raise ValueError(f"two parts have a breakdown entry of the same name: {sorted(entries)}")
+        entries = Counter(["reward", "frame_reward", *map(_frame_reward_key, rewards)])
+        for part in rewards.values():
+            entries.update(part.breakdown(1, 1).keys())
+        twice = sorted(key for key, count in entries.items() if count > 1)
+        if twice:
+            raise ValueError(f"two entries have the same name ({', '.join(twice)}): rename a part or its breakdown")
 
     def breakdown(self, num_transitions: int, num_slots: int) -> dict[str, Tensor]:
         """Declare the parts' frame rewards and their own entries."""
         entries: dict[str, Tensor] = {}
         for name, part in self._parts():
             zeros = part.zeros(1, num_transitions, num_slots)[0]
-            entries[f"{name}_frame_reward"] = zeros["frame_reward"]
+            entries[_frame_reward_key(name)] = zeros["frame_reward"]
             entries |= part.breakdown(num_transitions, num_slots)
         return entries
 
@@ -59,8 +64,12 @@ class WeightedSum(RewardFn):
             scored = part.frame_rewards(generation)
             frame_reward = scored.pop("frame_reward")
             total = total + self.weights[name] * frame_reward
-            entries |= {f"{name}_frame_reward": frame_reward, **scored}
+            entries |= {_frame_reward_key(name): frame_reward, **scored}
         return {"frame_reward": total, **entries}
 
     def _parts(self) -> ItemsView[str, RewardFn]:
         return cast("ItemsView[str, RewardFn]", self.rewards.items())
+
+
+def _frame_reward_key(name: str) -> str:
+    return f"{name}_frame_reward"

@@ -42,6 +42,11 @@ def check_generation_env(env: VideoGenerationEnv) -> None:
 def _check_frozen(env: VideoGenerationEnv) -> None:
     trainable = [name for name, parameter in env.named_parameters() if parameter.requires_grad]
     assert not trainable, f"nothing trainable: the env has trainable parameters {trainable}"
+    before = {name: buffer.clone() for name, buffer in env.named_buffers()}
+    env.train()  # as a caller's module that holds the env would; a batch norm must not start to count
+    env.rollout(env.num_steps)
+    changed = [name for name, buffer in env.named_buffers() if not torch.equal(buffer, before[name])]
+    assert not changed, f"nothing learns: after train() an episode changed the buffers {changed}"
 
 
 def _check_groups(env: VideoGenerationEnv, state: TensorDictBase) -> None:

@@ -18,8 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# Frames are coded in chunks of this size, so that memory does not grow with the batch.
-_FRAMES_PER_CHUNK = 256
+# Frames are coded in chunks of about this many pixels, so that memory does not grow with the batch. Counted in frames,
+# a chunk of MineWorld's 224x384 would take 38 times the memory of the preset's 40x56, where these are 256 frames.
+_PIXELS_PER_CHUNK = 256 * 40 * 56
 
 
 class Tokenizer(nn.Module, ABC):
@@ -87,7 +88,7 @@ class Tokenizer(nn.Module, ABC):
             expected = " x ".join(str(size) for size in self.code_shape)
             raise ValueError(f"a frame has {expected} codes in the last dimensions, got {list(codes.shape)}")
         # Ids may come in any integer type, latents are floats and stay so.
-        return _in_chunks(lambda x: self.decode_codes(x if x.is_floating_point() else x.long()), codes, num_dims)
+        return self._in_chunks(lambda x: self.decode_codes(x if x.is_floating_point() else x.long()), codes, num_dims)
 
     @torch.no_grad()
     def _encode_with(self, encode_chunk: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
@@ -97,16 +98,16 @@ class Tokenizer(nn.Module, ABC):
                 f"frames must be [..., 3, {self.frame_size[0]}, {self.frame_size[1]}], got "
                 f"{list(frames.shape)}; resize them first"
             )
-        return _in_chunks(lambda chunk: encode_chunk(as_unit_floats(chunk)), frames, 3)
+        return self._in_chunks(lambda chunk: encode_chunk(as_unit_floats(chunk)), frames, 3)
+
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], values: Tensor, num_dims: int) -> Tensor:
+        """Applies a function of ``[N, ...]`` whose items have ``num_dims`` dimensions; the leading dimensions stay."""
+        leading, item = values.shape[:-num_dims], values.shape[-num_dims:]
+        frames_per_chunk = max(1, _PIXELS_PER_CHUNK // (self.frame_size[0] * self.frame_size[1]))
+        results = torch.cat([function(chunk) for chunk in values.reshape(-1, *item).split(frames_per_chunk)])
+        return results.reshape(*leading, *results.shape[1:])
 
 
 def as_unit_floats(frames: Tensor) -> Tensor:
     """Frames as floats in [0, 1]: uint8 is divided by 255, floats pass unchanged."""
     return frames if frames.is_floating_point() else frames.float() / 255
-
-
-def _in_chunks(function: Callable[[Tensor], Tensor], values: Tensor, num_dims: int) -> Tensor:
-    """Applies a function of ``[N, ...]`` whose items have ``num_dims`` dimensions; the leading dimensions stay."""
-    leading, item = values.shape[:-num_dims], values.shape[-num_dims:]
-    results = torch.cat([function(chunk) for chunk in values.reshape(-1, *item).split(_FRAMES_PER_CHUNK)])
-    return results.reshape(*leading, *results.shape[1:])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,8 +88,6 @@ def test_prompts_keep_their_game_actions(assets):
 
 
 def test_a_file_that_is_not_the_manifests_is_refused(assets, tmp_path):
-    import shutil
-
     folder = shutil.copytree(assets, tmp_path / "assets")
     (folder / "coach.safetensors").write_bytes((folder / "judge.safetensors").read_bytes())
     with pytest.raises(ValueError, match="rlir pretrain model=coach"):
@@ -125,6 +124,16 @@ def test_training_leaves_summary_and_report(assets, tmp_path, capsys):
     # Another run in the same folder is refused.
     assert main([*run, "optimizer.lr=1"]) == 2
     assert "other settings (optimizer.lr)" in capsys.readouterr().err
+
+
+def test_what_must_be_from_different_maps_is_not_shipped_together(assets, tmp_path, capsys):
+    folder = shutil.copytree(assets, tmp_path / "assets")
+    judge = assets.parent / "judge"  # a run made from the recordings "judge"
+    assert main(["ship", str(judge), "as=coach", f"into={folder}"]) == 2
+    assert "comes from the recordings 'judge', and so does the shipped judge" in capsys.readouterr().err
+    assert main(["ship", str(assets.parent / "recordings" / "dev"), "as=test", f"into={folder}"]) == 2
+    assert "and so does the shipped dev" in capsys.readouterr().err
+    assert main(["ship", str(assets.parent / "coach"), f"into={folder}"]) == 0  # anew: it is its own
 
 
 def test_evaluate_and_generate(assets, tmp_path, capsys):

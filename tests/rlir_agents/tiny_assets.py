@@ -56,7 +56,7 @@ def make_run(folder: Path, name: str, model: nn.Module) -> Path:
     facts = {
         "name": name,
         "making_command": f"rlir pretrain model={name}",
-        "recordings": "noise",
+        "recordings": name if name in ("coach", "judge") else "world_model",
         "num_frames": 100,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "num_steps": 0,

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import rlir_env.assets
-from rlir_env.assets import Manifest, asset_folder, load_judge, load_world
+from rlir_env.assets import AssetFolder, Manifest, asset_folder, load_judge, load_world
+from rlir_env.assets.cards import write_cards
 from rlir_env.assets.folder import MODELS, SPLITS
+from rlir_env.checkpoints import save_safetensors
+from rlir_env.prompts import ClipPrompts
 
 SHIPPED = Path(rlir_env.assets.__file__).parent
 DOOM = SHIPPED / "doom"
@@ -21,7 +25,8 @@ needs_assets = pytest.mark.skipif(
 
 
 def shipped_files() -> list[Path]:
-    return [path for path in DOOM.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".mp4", ".jsonl")]
+    endings = (".safetensors", ".mp4", ".jsonl", "-options.json")
+    return [path for path in DOOM.rglob("*") if path.is_file() and path.name.endswith(endings)]
 
 
 @pytest.mark.skipif(not (DOOM / "manifest.json").is_file(), reason="nothing is shipped yet")
@@ -53,6 +58,22 @@ def test_the_shipped_world_loads():
     assert prompt.context_frames.shape == (2, 1, 3, *world.tokenizer.frame_size)
     assert prompt.target_frames.shape[1] == 15
     assert set(world.visible_slots or ()) <= set(world.coach.spec.names)
+
+
+@needs_assets
+def test_shipped_prompts_know_their_length():
+    with pytest.raises(ValueError, match="clips of 16 frames"):
+        ClipPrompts.from_folder(asset_folder("doom").prompt_files("dev"), (40, 56), num_frames=8)
+
+
+def test_a_card_tells_the_stored_precision(tmp_path):
+    folder = AssetFolder(tmp_path)
+    save_safetensors(tmp_path / "coach.safetensors", {"w": torch.ones(2), "count": torch.ones(1).long()}, {})
+    facts = {"recordings": "coach", "validation_recordings": "dev", "licence": {"weights": "MIT", "game_data": "BSD"}}
+    counts = {"num_parameters": 2, "num_frames": 1, "num_steps": 1}
+    folder.manifest.add("coach.safetensors", making_command="rlir pretrain", **facts, **counts)
+    write_cards(folder)
+    assert "| stored | float32, 0.00 MB |" in (tmp_path / "coach.md").read_text()
 
 
 @needs_assets

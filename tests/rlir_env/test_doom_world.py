@@ -6,8 +6,11 @@ import pytest
 import torch
 
 import rlir_env  # noqa: F401  (registers the ids)
-from rlir_agents.controls import ShuffledGameActions
 from rlir_env.assets import load_world
+from rlir_env.envs import TokenGenerationEnv
+from rlir_env.gym import TokenGymEnv
+from rlir_env.prompts import ClipPrompts
+from rlir_env.rewards import InverseDynamicsReward
 
 NUM_PROMPTS = 8
 
@@ -52,17 +55,24 @@ def test_the_real_continuation_is_paid_what_the_coach_reads_in_its_reconstructio
         np.testing.assert_array_equal(info["inferred_game_action"], reading[i].numpy())
 
 
-def test_the_same_tokens_are_paid_less_under_shuffled_game_actions(world):
-    env = make_env()
-    core, num_prompts = env.unwrapped.core, 64
-    true = world.prompts["dev"]
-    codes = world.tokenizer.encode(true.get(range(num_prompts)).target_frames).numpy()  # [P, F-1, K]
-    outcomes = []
-    for core.prompts in (true, ShuffledGameActions(true)):  # the same given frames, the game actions of other prompts
-        paid = [pay(env, i, codes[i]) for i in range(num_prompts)]
-        matched = np.mean([info["frame_match"] for _, info in paid], axis=(0, 1))  # [S]
-        outcomes.append((np.mean([reward for reward, _ in paid]), matched))
-    (reward, matched), (shuffled_reward, shuffled_matched) = outcomes
+def pay_all(world, frames, game_action, game_action_word):
+    """Mean reward of real continuations under these game actions, and the share of matches of every slot ``[S]``."""
+    prompts = ClipPrompts(frames, game_action, game_action_word)
+    reward_fn = InverseDynamicsReward(world.coach, "per_slot", world.visible_slots)
+    env = TokenGymEnv(TokenGenerationEnv(prompts, world.tokenizer, reward_fn, tokens_per_step="frame"))
+    codes = world.tokenizer.encode(frames[:, 1:]).numpy()  # [P, F-1, K]
+    paid = [pay(env, i, codes[i]) for i in range(len(codes))]
+    reward = np.mean([reward for reward, _ in paid])
+    return reward, np.mean([info["frame_match"] for _, info in paid], axis=(0, 1))
+
+
+def test_the_same_tokens_are_paid_less_under_the_game_actions_of_other_clips(world):
+    prompts = world.prompts["dev"].get(range(64))
+    frames = torch.cat([prompts.context_frames, prompts.target_frames], dim=1)
+    slots, words = prompts.game_action, prompts.game_action_word
+    reward, matched = pay_all(world, frames, slots, words)
+    # Half of the way round, because neighbours are clips of one recording.
+    shuffled_reward, shuffled_matched = pay_all(world, frames, slots.roll(32, 0), words.roll(32, 0))
     assert reward > shuffled_reward + 0.1
     for name in world.visible_slots:
         slot = world.coach.spec.index(name)

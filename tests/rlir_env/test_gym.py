@@ -178,6 +178,39 @@ def test_a_vector_env_is_many_single_ones():
     assert len(vector.render()) == 3
 
 
+def test_a_vector_env_starts_the_prompts_that_are_asked_for():
+    env = TokenGymVectorEnv(WORLD.env(num_prompts=2))
+    observation, info = env.reset(options={"prompt_index": [11, 3], "episode_seed": np.array([5, 6])})
+    assert (info["prompt_index"].tolist(), info["episode_seed"].tolist()) == ([11, 3], [5, 6])
+    assert (observation["game_action"] == WORLD.prompts["dev"].get([11, 3]).game_action.numpy()).all()
+    _, info = env.reset(options={"prompt_index": (1, 1)})
+    assert (info["prompt_index"].tolist(), info["episode_seed"].tolist()) == ([1, 1], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"promt_index": [0, 1]}, "no option 'promt_index': use reset_mask, prompt_index, episode_seed"),
+        ({"episode_seed": [0, 1]}, "give prompt_index too"),
+        ({"prompt_index": 3}, r"prompt_index has shape \[\]: give one value for each of 2 rows"),
+        ({"reset_mask": [True]}, r"reset_mask has shape \[1\]"),
+        ({"reset_mask": [True, False], "prompt_index": [0, 1]}, "not both"),
+        ({"prompt_index": [0, 16]}, r"must be in 0\.\.15"),
+    ],
+)
+def test_unfit_reset_options_are_named(options, message):
+    env = TokenGymVectorEnv(WORLD.env(num_prompts=2))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.reset(options=options)
+
+
+def test_the_first_reset_takes_all_rows():
+    env = TokenGymVectorEnv(WORLD.env(num_prompts=2), autoreset_mode="Disabled")
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"call reset\(\) without reset_mask first"):
+        env.reset(options={"reset_mask": np.array([False, True])})
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="no split 'night'"):
         make(split="night")
@@ -195,6 +228,10 @@ def test_mistakes_are_named():
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"0\.\.5"):
         env.step(6)
+    with pytest.raises(ValueError, match="no option 'seed': use prompt_index, episode_seed"):
+        env.reset(options={"seed": 3})
+    with pytest.raises(ValueError, match="give prompt_index too"):
+        env.reset(options={"episode_seed": 3})
 
 
 def test_import_registers_the_id_and_nothing_heavy():

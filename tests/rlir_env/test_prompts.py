@@ -1,9 +1,10 @@
-"""Prompts from real clips: shapes, alignment, groups, and the shipped format."""
+"""Prompts from real clips: shapes, alignment, and the shipped format."""
 
 import numpy as np
 import pytest
 import torch
 
+from rlir_env.assets import write_prompts
 from rlir_env.game_actions import env_action_to_event
 from rlir_env.prompts import ClipPrompts
 from rlir_env.recordings import ClipFilter, RecordingError, write_recording
@@ -53,14 +54,14 @@ def test_more_context_and_no_targets(folder):
     assert prompt.target_frames is None
 
 
-def test_siblings_are_adjacent(folder):
-    prompt = ClipPrompts.from_folder(folder, (12, 16), num_frames=4).get([0, 1])
-    group = prompt.repeat(3)
-    assert group.num_prompts == 6
-    for row in range(6):
-        assert torch.equal(group.context_frames[row], prompt.context_frames[row // 3])
-        assert torch.equal(group.game_action_word[row], prompt.game_action_word[row // 3])
-    assert group.to("cpu").target_frames.shape[0] == 6
+def test_a_set_of_prompts_is_cut_where_it_was_joined(folder, tmp_path):
+    made = tmp_path / "made" / "dev.mp4"
+    assert write_prompts(folder, made, (12, 16), num_clips=3, num_frames=4, clip_filter=ClipFilter.keep_all()) == 3
+    assert ClipPrompts.from_folder(made.parent, (12, 16), num_frames=4).num_prompts == 3
+    assert ClipPrompts.from_folder(made.parent, (12, 16), num_frames=4, stride=8).num_prompts == 2  # every other
+    for options in ({"num_frames": 2}, {"num_frames": 6}, {"num_frames": 4, "stride": 2}):
+        with pytest.raises(ValueError, match=r"dev\.mp4 is a row of clips of 4 frames; cut it with num_frames=4"):
+            ClipPrompts.from_folder(made.parent, (12, 16), **options)
 
 
 def test_subset_keeps_the_given_order(folder):

@@ -1,4 +1,4 @@
-"""Rewards: the four ways to turn one reading into a number, worked out by hand."""
+"""Rewards: the five ways to turn one reading into a number, worked out by hand."""
 
 import math
 
@@ -8,7 +8,7 @@ from tensordict import TensorDict
 
 from rlir_env.game_actions import GameActionSpec, Slot
 from rlir_env.inverse_dynamics import GameActionReading, InverseDynamicsModel
-from rlir_env.rewards import InverseDynamicsReward, PixelReward, RewardFn, WeightedSum
+from rlir_env.rewards import BrightnessReward, InverseDynamicsReward, PixelReward, WeightedSum
 
 SPEC = GameActionSpec((Slot("move", ("none", "left", "right")), Slot("jump", ("none", "pressed"))))
 
@@ -71,7 +71,7 @@ def test_balanced_weighs_the_true_class():
 
 
 def test_balanced_pays_a_perfect_reader_one_on_average_despite_the_floor():
-    # 999 of 1,000 frames without a jump: unfloored weight 500, floored (f >= 0.01) 91.7 or so.
+    # 999 of 1,000 frames without a jump: unfloored weight 500, floored (f >= 0.01) 90.9 or so.
     frequency = [[1, 1, 1], [999, 1]]
     reward_fn = InverseDynamicsReward(FixedIdm(), "balanced", class_frequency=frequency)
     share = torch.tensor([0.999, 0.001])
@@ -119,6 +119,15 @@ def test_a_reward_is_frozen_and_without_gradient():
     assert not paid["reward"].requires_grad
 
 
+def test_a_frozen_reader_stays_so_when_its_owner_trains():
+    idm = FixedIdm()
+    idm.norm = torch.nn.BatchNorm2d(3)
+    owner = torch.nn.ModuleList([InverseDynamicsReward(idm)]).train()
+    assert not idm.norm.training
+    owner.eval().train()
+    assert not idm.norm.training
+
+
 def test_autocast_keeps_the_reading_in_float32():
     paid = InverseDynamicsReward(FixedIdm(), "log_prob", autocast_dtype=torch.bfloat16)(PLAYED)
     assert paid["reward"].dtype == torch.float32
@@ -157,15 +166,8 @@ def test_frames_and_game_actions_must_fit():
         InverseDynamicsReward(FixedIdm())(wrong)
 
 
-class Brightness(RewardFn):
-    """Mean of the generated frames."""
-
-    def frame_rewards(self, generation):
-        return {"frame_reward": generation["frames"][:, 1:].mean((-3, -2, -1))}
-
-
 def test_weighted_sum_adds_frame_by_frame():
-    parts = {"reader": InverseDynamicsReward(FixedIdm(), "per_slot"), "light": Brightness()}
+    parts = {"reader": InverseDynamicsReward(FixedIdm(), "per_slot"), "light": BrightnessReward()}
     reward_fn = WeightedSum(parts, {"reader": 1.0, "light": 2.0})
     lit = PLAYED.clone().update({"frames": torch.full((1, 3, 3, 4, 4), 0.25)})
     paid = reward_fn(lit)
@@ -177,15 +179,33 @@ def test_weighted_sum_adds_frame_by_frame():
     assert set(reward_fn.zeros(1, 2, 2).keys()) == set(paid.keys())
 
 
+class Telling(BrightnessReward):
+    """Has one entry of a given name in its breakdown."""
+
+    def __init__(self, key):
+        super().__init__()
+        self.key = key
+
+    def breakdown(self, num_transitions, num_slots):
+        return {self.key: torch.zeros(num_transitions)}
+
+
 def test_weighted_sum_refuses_clashes():
     idm_reward = InverseDynamicsReward(FixedIdm())
     with pytest.raises(ValueError, match="equal names"):
         WeightedSum({"reader": idm_reward}, {"coach": 1.0})
     with pytest.raises(ValueError, match="same name"):
         WeightedSum(
-            {"one": idm_reward, "two": Brightness(), "three": idm_reward},
+            {"one": idm_reward, "two": BrightnessReward(), "three": idm_reward},
             dict.fromkeys(("one", "two", "three"), 1.0),
         )
+    light = {"light": BrightnessReward()}
+    inner = WeightedSum(light, {"light": 1.0})  # its breakdown has light_frame_reward
+    with pytest.raises(ValueError, match=r"same name \(light_frame_reward\)"):
+        WeightedSum({**light, "inner": inner}, {"light": 1.0, "inner": 1.0})
+    for key in ("reward", "frame_reward"):
+        with pytest.raises(ValueError, match=rf"same name \({key}\)"):
+            WeightedSum({**light, "other": Telling(key)}, {"light": 1.0, "other": 1.0})
 
 
 def test_pixel_reward_is_minus_the_distance():

@@ -99,7 +99,6 @@ def test_checker_finds_an_impure_step():
     def _step(self, tensordict):
         self.count = getattr(self, "count", 0) + 1
         result = TokenGenerationEnv._step(self, tensordict)
-        result["frame_index"] = result["frame_index"] + (self.count % 2) * 0
         result["token"] = result["token"].clone()
         result["token"][:, 0] = self.count % 2
         return result
@@ -138,6 +137,34 @@ def test_checker_finds_equal_siblings():
 
     with pytest.raises(AssertionError, match="siblings differ"):
         check_generation_env(broken_env(_state=_state))
+
+
+class NormedTokenizer(IdentityTokenizer):
+    """Frames pass a batch norm, which in training mode counts what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3, affine=False)
+
+    def decode_codes(self, codes):
+        return super().decode_codes(codes) + 0 * self.norm(super().decode_codes(codes))
+
+
+def test_a_training_env_stays_frozen():
+    env = TokenGenerationEnv(
+        WORLD.prompts["dev"], NormedTokenizer(), WORLD.env().reward_fn, num_word_ids=WORLD.num_word_ids
+    )
+    env.train()
+    env.rollout(env.num_steps)
+    assert env.tokenizer.norm.num_batches_tracked == 0
+    check_generation_env(env)
+
+
+def test_checker_finds_statistics_that_go_on():
+    env = broken_env(train=torch.nn.Module.train)
+    env.tokenizer = NormedTokenizer().requires_grad_(False)
+    with pytest.raises(AssertionError, match=r"nothing learns: .*norm\.running_mean"):
+        check_generation_env(env)
 
 
 def test_checker_finds_trainable_parts():

@@ -6,7 +6,7 @@ from torchrl.envs.utils import step_mdp
 
 from rlir_env.envs import PromptOrder, TokenGenerationEnv
 from rlir_env.prompts import ClipPrompts
-from rlir_env.rewards import RewardFn
+from rlir_env.rewards import BrightnessReward
 from rlir_env.testing import (
     RandomTokenPolicy,
     check_generation_env,
@@ -165,14 +165,10 @@ def test_initial_state_gives_the_chosen_prompts():
 
 
 def test_another_reward_is_one_class():
-    class Brightness(RewardFn):
-        def frame_rewards(self, generation):
-            return {"frame_reward": generation["frames"][:, 1:].mean((-3, -2, -1))}
-
     env = TokenGenerationEnv(
         WORLD.prompts["dev"],
         WORLD.tokenizer,
-        Brightness(),
+        BrightnessReward(),
         tokens_per_step="frame",
         num_word_ids=WORLD.num_word_ids,
     )
@@ -229,15 +225,27 @@ def test_wrong_set_ups_are_refused():
         WORLD.env(tokens_per_step=3)
     with pytest.raises(ValueError, match="group_size=0"):
         WORLD.env(group_size=0)
+    with pytest.raises(ValueError, match="2 context frames"):
+        env_of(prompts_with_word(0, num_context_frames=2))
+
+
+def prompts_with_word(word, **options):
+    """Two black clips whose words all have this local id."""
     frames = torch.zeros(2, 4, 3, 4, 8, dtype=torch.uint8)
-    slots, words = torch.zeros(2, 3, 2).long(), torch.full((2, 3, 2), 5)
-    for prompts, message in (
-        (ClipPrompts(frames, slots, words, num_context_frames=2), "2 context frames"),
-        (ClipPrompts(frames, slots, words), None),
-        (ClipPrompts(frames, slots, words - 6), r"outside 0\.\.4"),
-    ):
-        if message is None:
-            continue
-        with pytest.raises(ValueError, match=message):
-            env = TokenGenerationEnv(prompts, WORLD.tokenizer, WORLD.env().reward_fn, num_word_ids=5)
-            env.reset()
+    return ClipPrompts(frames, torch.zeros(2, 3, 2).long(), torch.full((2, 3, 2), word), **options)
+
+
+def env_of(prompts):
+    return TokenGenerationEnv(prompts, WORLD.tokenizer, WORLD.env().reward_fn, num_word_ids=5)
+
+
+@pytest.mark.parametrize("word", [-1, 5])
+def test_words_outside_of_the_vocabulary_are_refused(word):
+    with pytest.raises(ValueError, match=r"outside 0\.\.4"):
+        env_of(prompts_with_word(word)).reset()
+
+
+@pytest.mark.parametrize("word", [0, 4])
+def test_the_first_and_the_last_word_fit(word):
+    # 6 codes; word 0 stands behind the two codes of frame 0.
+    assert env_of(prompts_with_word(word)).reset()["token"][0, 2:4].tolist() == [6 + word] * 2

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, VPT_CAMERA
-from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
+from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, VPT_CAMERA, GameActionSpec, Slot
+from rlir_env.inverse_dynamics import GameActionReading, InverseDynamicsModel, VPTConfig, VPTInverseDynamics
 from rlir_env.inverse_dynamics.resize import resize_like_opencv
 from rlir_env.inverse_dynamics.slot_projection import SlotProjection
 
@@ -82,9 +82,25 @@ def test_published_shapes(fixtures_dir):
     assert shapes == json.loads(path.read_text())["idm_4x"]
 
 
-def test_other_topologies_are_refused(fixture):
-    net = {**fixture["config"]["net"], "attention_memory_size": 256}
-    with pytest.raises(ValueError, match="attention_memory_size"):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("attention_memory_size", 256, "attention_memory_size=256 instead of 16"),
+        ("single_output", False, "single_output=False"),
+        ("only_img_input", False, "only_img_input=False"),
+        ("init_norm_kwargs", {"batch_norm": False, "group_norm_groups": 2}, r"init_norm_kwargs\.group_norm_groups=2"),
+        ("init_norm_kwargs", {"batch_norm": True, "group_norm_groups": 1}, r"init_norm_kwargs\.batch_norm=True"),
+        ("impala_kwargs", {"post_pool_groups": 4}, r"impala_kwargs\.post_pool_groups=4"),
+        ("impala_kwargs", {}, r"impala_kwargs\.post_pool_groups=None"),  # then VPT has no norm behind the pool
+        ("conv3d_params", {"inchan": 1}, r"conv3d_params\.inchan=1 instead of 3"),
+        ("conv3d_params", {"padding": [0, 0, 0]}, r"conv3d_params\.padding=\[0, 0, 0\] instead of \(2, 0, 0\)"),
+        ("conv3d_params", {"kernel_size": [3, 1, 1]}, r"conv3d_params\.kernel_size"),
+    ],
+)
+def test_other_topologies_are_refused(fixture, name, value, message):
+    net = dict(fixture["config"]["net"])
+    net[name] = {**net[name], **value} if name == "conv3d_params" else value
+    with pytest.raises(ValueError, match=message):
         VPTConfig.from_published(net, fixture["config"]["pi_head_opts"])
 
 
@@ -139,6 +155,43 @@ def test_decision_follows_vpt_and_differs_from_the_likeliest_slot():
     assert decide() == 0
 
 
+WITHOUT_CAMERA = GameActionSpec(
+    (Slot("jump", ("none", "pressed")), Slot("move", ("none", "left", "right")), Slot("attack", ("none", "pressed")))
+)
+
+
+@pytest.mark.parametrize("slots", [WITHOUT_CAMERA.slots, WITHOUT_CAMERA.slots[:1], MINECRAFT.slots[-1:]])
+def test_other_games_start_from_their_class_shares(slots):
+    """A reader of buttons alone, of one button, of one axis: widths are the game's, the heads VPT's."""
+    spec = GameActionSpec(slots)
+    idm = VPTInverseDynamics(SMALL, spec)
+    shares = [[0.1] * (n - 1) + [1 - 0.1 * (n - 1)] for n in spec.num_classes]
+    idm.start_from_class_shares(shares)
+    log_probs = idm.log_probs(torch.rand(1, 3, 3, 12, 20))
+    assert log_probs.shape == (1, 2, len(slots), max(spec.num_classes))
+    for slot, row in enumerate(shares):
+        # A pair's buttons are independent of one another: .1 left and .8 right give .1 * .2, .8 * .9 and the rest.
+        expected = [0.26, 0.02, 0.72] if len(row) == 3 else row
+        assert log_probs[0, 0, slot, : len(row)].exp().tolist() == pytest.approx(expected, abs=0.03)
+    with pytest.raises(ValueError, match="the slots have"):
+        idm.start_from_class_shares(shares[:-1])
+
+
+@pytest.mark.parametrize(
+    ("slot", "message"),
+    [
+        (Slot("fly", ("none", "pressed")), "slot 'fly' asks for 'fly', no button of VPT; it reads attack, back"),
+        (Slot("move", ("none", "left", "up")), "slot 'move' asks for 'up'"),
+        (Slot("gait", ("none", "sneak", "sprint", "back")), "slot 'gait' has 4 classes"),
+        (Slot("roll", MINECRAFT.slots[-1].classes, is_ordered=True), "11 of each of pitch and yaw"),
+        (Slot("yaw", ("-1", "0", "1"), is_ordered=True), "slot 'yaw' has 3 bins; VPT's camera has 11"),
+    ],
+)
+def test_slots_that_vpt_cannot_read_are_named(slot, message):
+    with pytest.raises(ValueError, match=message):
+        VPTInverseDynamics(SMALL, GameActionSpec((slot,)))
+
+
 def test_contract_of_the_readings(small_idm):
     frames = torch.rand(2, 3, 6, 3, 12, 20)
     log_probs = small_idm.log_probs(frames)
@@ -167,10 +220,40 @@ def test_alignments(small_idm):
 
 
 def test_large_batches_are_read_in_chunks(small_idm):
-    frames = torch.randint(0, 256, (70, 8, 3, 12, 20), dtype=torch.uint8)  # 560 frames > 512
+    frames = torch.randint(0, 256, (230, 8, 3, 12, 20), dtype=torch.uint8)  # 441,600 pixels > 512 * 24 * 32
     inferred = small_idm.infer_game_actions(frames)
-    assert inferred.shape == (70, 7, 9)
+    assert inferred.shape == (230, 7, 9)
     assert torch.equal(inferred[-1], small_idm.infer_game_actions(frames[-1]))
+
+
+class CountingIdm(InverseDynamicsModel):
+    """Remembers how many clips it was given at a time."""
+
+    spec = GameActionSpec((Slot("jump", ("none", "pressed")),))
+
+    def __init__(self, input_size=None):
+        super().__init__()
+        self.input_size, self.chunks = input_size, []
+
+    def read_frames(self, frames):
+        self.chunks.append(len(frames))
+        return GameActionReading(torch.zeros(*frames.shape[:2], 1, 2), torch.zeros(*frames.shape[:2], 1).long())
+
+
+@pytest.mark.parametrize(
+    ("input_size", "frame_size", "chunks"),
+    [
+        ((24, 32), (40, 56), [32, 8]),  # the preset: 512 frames of 16
+        ((48, 64), (40, 56), [8] * 5),  # four times the pixels
+        ((128, 128), (40, 56), [1] * 40),  # the published size: 24 frames, which are one clip
+        (None, (24, 32), [32, 8]),
+        (None, (4, 6), [40]),
+    ],
+)
+def test_chunks_are_counted_in_pixels_of_the_network(input_size, frame_size, chunks):
+    idm = CountingIdm(input_size)
+    idm.read(torch.zeros(1, 1, 3, *frame_size, dtype=torch.uint8).expand(40, 16, -1, -1, -1))
+    assert idm.chunks == chunks
 
 
 def test_inputs_of_other_types_and_sizes(small_idm):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlir_env.checkpoints import load_strict
-from rlir_env.tokenizers import CodebookUpdater, VQConfig, VQTokenizer, code_perplexity
+from rlir_env.tokenizers import CodebookUpdater, Tokenizer, VQConfig, VQTokenizer, code_perplexity
 
 TINY = {
     "block_out_channels": (8, 16, 24),
@@ -98,6 +98,43 @@ def test_leading_dimensions_ranges_and_bytes():
         tokenizer.encode(frames[..., :20])
     with pytest.raises(ValueError, match="24 codes"):
         tokenizer.decode(codes[..., :5])
+
+
+class CountingTokenizer(Tokenizer):
+    """Remembers how many frames it was given at a time; a frame is its first pixel."""
+
+    num_codes, grid_size = 256, (1, 1)
+
+    def __init__(self, frame_size):
+        super().__init__()
+        self.frame_size, self.chunks = frame_size, []
+
+    def encode_frames(self, frames):
+        self.chunks.append(len(frames))
+        return (frames[:, 0, 0, :1] * 255).round().long()
+
+    def decode_codes(self, codes):
+        self.chunks.append(len(codes))
+        return (codes / 255)[:, :, None, None].expand(-1, 3, *self.frame_size)
+
+
+@pytest.mark.parametrize(
+    ("frame_size", "chunks"),
+    [
+        ((40, 56), [256, 4]),  # the preset
+        ((80, 112), [64] * 4 + [4]),  # four times the pixels
+        ((224, 384), [6] * 43 + [2]),  # MineWorld: 573,440 pixels a chunk are 6.7 frames
+    ],
+)
+def test_chunks_are_counted_in_pixels(frame_size, chunks):
+    tokenizer = CountingTokenizer(frame_size)
+    codes = torch.arange(260).reshape(2, 130, 1) % 256
+    frames = codes[..., None, None].byte().expand(-1, -1, 3, *frame_size)
+    assert torch.equal(tokenizer.encode(frames), codes)
+    assert tokenizer.chunks == chunks
+    tokenizer.chunks.clear()
+    assert tokenizer.decode(codes[:1, :9]).shape == (1, 9, 3, *frame_size)
+    assert tokenizer.chunks == ([9] if chunks[0] > 9 else [6, 3])
 
 
 def test_gradients_pass_straight_through_the_codes():

@@ -8,12 +8,14 @@ honestly and read by nobody.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +24,9 @@ from rlir_env.recordings import RecordingWriter
 from rlir_env.recordings.recorders.doom_explorer import Explorer, ExplorerConfig
 from rlir_env.recordings.recorders.doom_map import DoomMap
 from rlir_env.recordings.recorders.doom_world import FRAME_SIZE, TICS_PER_SECOND, DoomStart, DoomWorld
-from rlir_env.recordings.recording import recording_files
+from rlir_env.recordings.recording import options_file, read_options, recording_files
 
+_FRAMES_PER_RECORDING = 240  # what a recording has whose options file, an older one, does not tell
 _CRF = 20  # frames are read at less than half their size, where its loss is gone
 _MAPS = tuple(("freedoom1", f"E{e}M{m}") for e in range(1, 5) for m in range(1, 10)) + tuple(
     ("freedoom2", f"MAP{m:02}") for m in range(1, 33)
@@ -75,7 +78,7 @@ def play(
 ) -> Iterator[tuple[np.ndarray, dict]]:
     """Yield ``(frame, env_action)`` pairs from ``start``: the action is taken after seeing the frame (VPT's rule)."""
     view = world.reset(start)
-    doom_map = DoomMap.from_wad(world.wad_path, start.map_name)
+    doom_map = _load_map(start.wad, start.map_name)
     explorer = Explorer(doom_map, start.tics_per_action, np.random.default_rng(start.seed), config)
     for _ in range(num_frames):
         env_action = explorer.act(view)
@@ -93,11 +96,21 @@ def replay(world: DoomWorld, start: DoomStart, env_actions: Sequence[dict]) -> n
 
 
 def record_episode(folder: Path, world: DoomWorld, start: DoomStart, num_frames: int) -> int:
-    """Play from ``start`` and write one recording with its ``-options.json``; returns its number of frames."""
+    """Play from ``start`` and write one recording, and beside it the start and ``num_frames`` as its options file.
+
+    Args:
+        folder: where the recording goes, made if it is missing.
+        world: of the start's WAD.
+        start: where the player begins.
+        num_frames: at most so many, fewer where the level's exit is reached.
+
+    Returns:
+        The number of frames.
+    """
     video, _ = recording_files(folder / _name_of(start))
-    options = video.with_name(f"{video.stem}-options.json")
     folder.mkdir(parents=True, exist_ok=True)
-    options.write_text(start.to_json() + "\n", encoding="utf-8")  # first: a whole video has its start beside it
+    options = json.dumps(_options(start, num_frames))
+    options_file(video).write_text(options + "\n", encoding="utf-8")  # first: a whole video has its start beside it
     with RecordingWriter(video, Fraction(TICS_PER_SECOND, start.tics_per_action), FRAME_SIZE, crf=_CRF) as writer:
         for frame, env_action in play(world, start, num_frames):
             writer.write(frame, env_action_to_event(env_action, tick=writer.num_frames))
@@ -108,11 +121,28 @@ def _name_of(start: DoomStart) -> str:
     return f"{start.wad}-{start.map_name.lower()}-{start.seed}"
 
 
-def _recorded_frames(folder: Path, start: DoomStart) -> int | None:
-    """Frames of the whole recording that this start already has, None without one."""
+def _options(start: DoomStart, frames_per_recording: int) -> dict[str, Any]:
+    """What stands in the options file of a recording, as JSON gives it back."""
+    return {**json.loads(start.to_json()), "frames_per_recording": frames_per_recording}
+
+
+def _recorded_frames(folder: Path, start: DoomStart, frames_per_recording: int) -> int | None:
+    """Frames of the whole recording that this start already has, None without one.
+
+    Raises:
+        ValueError: if it was made with other settings.
+    """
     video, events = recording_files(folder / _name_of(start))
     if not video.is_file():
         return None
+    wanted = _options(start, frames_per_recording)
+    found = {"frames_per_recording": _FRAMES_PER_RECORDING, **read_options(video)}
+    different = [f"{key}={found.get(key)}, not {value}" for key, value in wanted.items() if found.get(key) != value]
+    if different:
+        raise ValueError(
+            f"{folder} holds {video.name}, recorded with {', '.join(different)}: record into another folder, or delete "
+            "this one to record it anew"
+        )
     with events.open("rb") as lines:
         return sum(1 for _ in lines)
 
@@ -122,7 +152,7 @@ def record(
     maps: Sequence[tuple[str, str]],
     num_frames: int,
     seed: int,
-    frames_per_recording: int = 240,
+    frames_per_recording: int = _FRAMES_PER_RECORDING,
     tics_per_action: int = 6,
 ) -> int:
     """Record about ``num_frames`` frames, taking turns on ``maps``; whole recordings found in ``folder`` are kept.
@@ -139,6 +169,9 @@ def record(
 
     Returns:
         The number of frames in the folder's recordings of this call.
+
+    Raises:
+        ValueError: if the folder holds a recording from one of these starts that was made with other settings.
     """
     from tqdm import tqdm
 
@@ -148,7 +181,7 @@ def record(
     with ExitStack() as engines, tqdm(total=num_frames, unit="frame", desc=f"recording {folder.name}") as bar:
         while frames < num_frames:
             start = next(starts)
-            written = _recorded_frames(folder, start)
+            written = _recorded_frames(folder, start, frames_per_recording)
             if written is None:
                 if start.wad not in worlds:
                     worlds[start.wad] = engines.enter_context(DoomWorld(start.wad))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import weakref
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -64,9 +64,10 @@ class DoomStart:
 
     @classmethod
     def from_json(cls, text: str) -> DoomStart:
-        """Inverse of `to_json`."""
-        fields = json.loads(text)
-        return cls(**{**fields, "position": tuple(fields["position"])})
+        """Inverse of `to_json`; what the options of a recording tell besides its start is left aside."""
+        options = json.loads(text)
+        start = {field.name: options[field.name] for field in fields(cls)}
+        return cls(**{**start, "position": tuple(start["position"])})
 
 
 @dataclass(frozen=True)

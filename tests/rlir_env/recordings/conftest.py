@@ -27,6 +27,20 @@ def event():
     return _event
 
 
+def _damage(video):
+    data = bytearray(video.read_bytes())
+    media = data.index(b"mdat") + 4
+    size = int.from_bytes(data[media - 8 : media - 4], "big") - 8
+    data[media + size // 2 : media + size] = bytes(size - size // 2)
+    video.write_bytes(data)
+
+
+@pytest.fixture(scope="session")
+def damage():
+    """Zeroes a video from the middle of the pictures on; the index at its end stays whole, so it decodes half-way."""
+    return _damage
+
+
 @pytest.fixture
 def record(tmp_path):
     """Writes a recording of gray frames (20 of them, 10 levels apart) and returns its path."""

@@ -85,19 +85,25 @@ def test_a_build_that_failed_or_was_killed_leaves_no_archive(paths, tmp_path):
         FrameArchive.build(paths, SIZE, cache)
 
 
-def test_broken_recordings_can_be_skipped(paths, tmp_path):
-    data = bytearray(paths[0].read_bytes())
-    media = data.index(b"mdat") + 4
-    size = int.from_bytes(data[media - 8 : media - 4], "big") - 8
-    data[media + size // 2 : media + size] = bytes(size - size // 2)  # decodes half-way
-    paths[0].write_bytes(data)
+def test_broken_recordings_can_be_skipped(paths, damage, tmp_path, caplog):
+    damage(paths[0])  # decodes half-way
     paths[1].with_suffix(".jsonl").unlink()
-    archive = FrameArchive.build(paths, SIZE, tmp_path / "cache", on_error="skip")
-    assert archive.recordings == ["c"]
-    assert len(archive.problems) == 2
+    for _ in range(2):  # decoded, and found decoded
+        caplog.clear()
+        archive = FrameArchive.build(paths, SIZE, tmp_path / "cache", on_error="skip")
+        assert archive.recordings == ["c"]
+        assert "skipped recordings: 2" in caplog.text and "a.mp4" in caplog.text and "b.jsonl" in caplog.text
+    source = ClipSource(paths, SIZE, 2, clip_filter=ClipFilter.keep_all(), on_error="skip")
+    assert {clip.recording for clip in source.iterate()} == {"c"}  # the two agree
+    assert source.report.problems == archive.problems
     whole = FrameArchive.build(paths[2:], SIZE, tmp_path / "cache")
     starts = whole.clip_starts(5)
     np.testing.assert_array_equal(starts, archive.clip_starts(5))
     assert torch.equal(archive.clips(starts, 5).frames, whole.clips(starts, 5).frames)
     with pytest.raises(RecordingError, match="no readable recording"):
         FrameArchive.build(paths[:2], SIZE, tmp_path / "cache", on_error="skip")
+
+
+def test_a_misspelt_on_error_is_refused(paths, tmp_path):
+    with pytest.raises(ValueError, match="on_error='ignore': use 'raise' or 'skip'"):
+        FrameArchive.build(paths, SIZE, tmp_path / "cache", on_error="ignore")

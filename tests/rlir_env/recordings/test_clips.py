@@ -135,6 +135,21 @@ def test_broken_recordings_can_be_skipped_and_are_reported(record, tmp_path, cap
     assert "5 clips of 1 recordings; dropped windows: none; skipped recordings: 2" in caplog.text
 
 
+@pytest.mark.parametrize("shuffle_seed", [None, 0])
+def test_a_recording_that_turns_out_broken_later_gives_no_clip(record, damage, shuffle_seed):
+    paths = [record("a", levels=np.random.default_rng(0).integers(0, 255, 40)), record("b")]
+    damage(paths[0])
+    streamed = []
+    with pytest.raises(RecordingError, match=r"a\.mp4: truncated or broken"):
+        streamed.extend(ClipSource(paths, SIZE, 2).iterate())
+    source = ClipSource(paths, SIZE, 2, on_error="skip")
+    names = [name for name, _ in starts(source, shuffle_seed=shuffle_seed)]
+    assert names == ["b"] * 10
+    report = source.report
+    assert (report.num_recordings, report.num_clips, len(report.problems)) == (1, 10, 1)
+    assert report.num_dropped == {}
+
+
 @pytest.mark.parametrize("options", [{"num_frames": 1}, {"stride": 0}, {"on_error": "ignore"}])
 def test_bad_arguments(options):
     with pytest.raises(ValueError, match="use"):

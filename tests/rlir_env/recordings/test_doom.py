@@ -15,6 +15,7 @@ from rlir_env.recordings.recorders.doom import MAP_SETS, draw_starts, play, reco
 from rlir_env.recordings.recorders.doom_explorer import Explorer, ExplorerConfig
 from rlir_env.recordings.recorders.doom_map import DoomMap
 from rlir_env.recordings.recorders.doom_world import SPEEDS, DoomStart, DoomWorld
+from rlir_env.recordings.recording import options_file
 
 pytest.importorskip("vizdoom")
 
@@ -157,3 +158,20 @@ def test_recordings_are_readable_and_go_on(tmp_path):
     record(tmp_path, freedoom2("dev"), 75, seed=5, frames_per_recording=25)
     assert len(list_recordings(tmp_path)) == 3
     assert videos[0].stat().st_mtime_ns == before  # whole recordings are kept
+
+
+def test_recordings_of_other_settings_are_not_taken_for_the_same(tmp_path):
+    settings = {"num_frames": 25, "seed": 5, "frames_per_recording": 25, "tics_per_action": 6}
+    record(tmp_path, freedoom2("dev"), **settings)
+    for name, value in {"tics_per_action": 4, "frames_per_recording": 50}.items():
+        message = rf"{tmp_path} holds freedoom2-.*\.mp4, recorded with {name}={settings[name]}, not {value}: .*delete"
+        with pytest.raises(ValueError, match=message):
+            record(tmp_path, freedoom2("dev"), **{**settings, name: value})
+    # An older options file tells the start only; its recording has the default length.
+    (video,) = list_recordings(tmp_path)
+    start = DoomStart.from_json(options_file(video).read_text())
+    assert start.tics_per_action == 6
+    options_file(video).write_text(start.to_json() + "\n")
+    before = video.stat().st_mtime_ns
+    assert record(tmp_path, freedoom2("dev"), num_frames=25, seed=5) == 25
+    assert video.stat().st_mtime_ns == before

@@ -12,6 +12,9 @@ from rlir_env.recordings import (
     list_recordings,
     write_recording,
 )
+from rlir_env.recordings.recording import options_file, read_options
+
+MOUSE = '{"dx": %s, "dy": 0, "buttons": []}'
 
 
 def rewrite_line(path, number, text):
@@ -79,6 +82,30 @@ def test_lines_may_be_env_actions(record):
     assert track.is_null.tolist() == [False, True]
 
 
+def test_less_than_a_degree_is_not_null(record, event):
+    # VPT's yaw bins of 0 and 0.9 degrees are 5 and 6: the line moved, whatever its format.
+    lines = [{"ESC": 0, "camera": [0, 0.9]}, {"ESC": 1, "camera": [0, 9]}, {"ESC": 0, "jump": 1, "camera": [0, 0]}]
+    track = Recording(record(levels=[0, 9, 0], events=lines)).actions()
+    assert track.slots[0, 8] == 6
+    assert track.is_null.tolist() == [False, True, False]
+    # 6 pixels of 0.15 degrees, and an event's degrees are whole: 0, yet the mouse moved.
+    moved = {**event(), "mouse": {"dx": 6.0, "dy": 0.0, "buttons": []}}
+    track = Recording(record(levels=[0], events=[moved])).actions()
+    assert (track.slots[0, 8], track.is_null[0]) == (5, False)
+
+
+def test_options_beside_a_recording(record):
+    path = record()
+    assert read_options(path) == {}
+    assert options_file(path).name == "a-options.json"
+    options_file(path).write_text('{"num_frames": 4}')
+    assert read_options(path.with_suffix("")) == {"num_frames": 4}
+    for text, message in (("[1]", "not a JSON object"), ("{", "not JSON")):
+        options_file(path).write_text(text)
+        with pytest.raises(RecordingError, match=rf"a-options\.json: {message}"):
+            read_options(path)
+
+
 def test_names_may_hold_dots(tmp_path, gray, event):
     write_recording(tmp_path / "map01.seed3", [gray(0)], [event()], fps=10)
     assert [path.name for path in list_recordings(tmp_path)] == ["map01.seed3.mp4"]
@@ -99,14 +126,9 @@ def test_truncated_video(record):
         Recording(path).actions()
 
 
-def test_video_that_ends_before_its_header_says(record):
+def test_video_that_ends_before_its_header_says(record, damage):
     path = record(levels=np.random.default_rng(0).integers(0, 255, 20))
-    data = bytearray(path.read_bytes())
-    media = data.index(b"mdat") + 4
-    # Zeroes from the middle of the pictures on; the index at the end of the file stays whole.
-    size = int.from_bytes(data[media - 8 : media - 4], "big") - 8
-    data[media + size // 2 : media + size] = bytes(size - size // 2)
-    path.write_bytes(data)
+    damage(path)
     recording = Recording(path)
     assert recording.num_frames == 20
     with pytest.raises(RecordingError, match=r"a\.mp4: truncated or broken video"):
@@ -140,6 +162,14 @@ def test_missing_files(tmp_path, record):
         ('{"mouse": {}, "keyboard": {"keys": []}}', r"a\.jsonl:3: missing key 'isGuiOpen'"),
         ('{"isGuiOpen": false, "mouse": 3, "keyboard": {"keys": []}}', r"a\.jsonl:3: "),
         ('{"ESC": 0, "forward": 1}', r"a\.jsonl:3: .*camera"),
+        ('{"ESC": 0, "camera": [0, Infinity]}', r"a\.jsonl:3: camera is \[0, inf\]"),
+        ('{"ESC": 0, "camera": [0]}', r"a\.jsonl:3: camera is \[0\]"),
+        ('{"ESC": 0, "camera": [0, 0], "fly": 1}', r"a\.jsonl:3: unknown buttons \['fly'\]"),
+        (
+            f'{{"isGuiOpen": false, "mouse": {MOUSE % "Infinity"}, "keyboard": {{"keys": []}}}}',
+            r"a\.jsonl:3: .*infinity",
+        ),
+        (f'{{"isGuiOpen": false, "mouse": {MOUSE % "NaN"}, "keyboard": {{"keys": []}}}}', r"a\.jsonl:3: .*NaN"),
     ],
 )
 def test_bad_lines(record, line, message):
