@@ -1,19 +1,36 @@
 """World models: generators of video pieces in plain torch, without RL."""
 
+from rlir_agents.world_models.action_encoders import ActionEncoder, NFDGroups, Oasis25
 from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel, hidden_at
 from rlir_agents.world_models.decoding import Decoder
+from rlir_agents.world_models.frame_cache import FrameCache
 from rlir_agents.world_models.kv_cache import KVCache
+from rlir_agents.world_models.latent import LatentWorldModel
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
+from rlir_agents.world_models.nfd import NFD, NFDConfig
+from rlir_agents.world_models.noise import CONTEXT_NOISE, INITIAL_NOISE, counter_normal
+from rlir_agents.world_models.samplers import LatentSampler
 from rlir_agents.world_models.sampling import TokenSampler, counter_uniform, nucleus
 
 __all__ = [
+    "CONTEXT_NOISE",
+    "INITIAL_NOISE",
+    "NFD",
+    "ActionEncoder",
     "Decoder",
     "DecodingWeights",
+    "FrameCache",
     "KVCache",
+    "LatentSampler",
+    "LatentWorldModel",
     "MineWorld",
     "MineWorldConfig",
+    "NFDConfig",
+    "NFDGroups",
+    "Oasis25",
     "TokenSampler",
     "TokenWorldModel",
+    "counter_normal",
     "counter_uniform",
     "hidden_at",
     "nucleus",

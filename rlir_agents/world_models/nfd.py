@@ -1,0 +1,263 @@
+"""NFD (next-frame diffusion, arXiv 2506.01380; RLIR, section 4.2): a transformer that denoises a video frame by frame.
+
+One joint attention over space and time, full inside a frame and causal across frames. No code or weights of NFD are
+public: sizes are RLIR's (Table 7), everything else is that of its public descendant LIVE (arXiv 2602.03747), whose
+parameter names these are. Schedules, noise and sampling are *not* here, nor anything of RL.
+
+Letters: B rows, F frames, M generated ones, K denoising steps, U frames or copies of frames, S tokens of a frame, d
+hidden, A width of a game-action vector; c, h, w a latent's channels, height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from rlir_agents.world_models.frame_attention import FrameLayout, frame_attention
+from rlir_agents.world_models.frame_cache import FrameCache
+from rlir_agents.world_models.latent import LatentWorldModel, check_frames
+from rlir_agents.world_models.nfd_layers import (
+    Attend,
+    Block,
+    Head,
+    PatchEmbedding,
+    TimestepEmbedding,
+    VectorEmbedding,
+    precise,
+    rotary_table,
+)
+
+_LABELS = 1000
+# In float32 1000 * 0.251 is less than 251, in float64 it is not. A label counts as reached a little before, so that it
+# is the same wherever a timestep was computed, in a rollout's tables or from a stored tensor.
+_LABEL_SLACK = 2.5e-4
+
+
+@dataclass(frozen=True)
+class NFDConfig:
+    """Sizes; the defaults are those of NFD-310M.
+
+    Attributes:
+        latent_shape: (c, h, w) of a frame's latent.
+        patch_size: Side of the square of latent positions that makes a token.
+        hidden_size: d.
+        num_layers: Layers.
+        num_heads: Heads; a head has ``hidden_size / num_heads`` dimensions.
+        intermediate_size: Width of the SwiGLU; None is 8 d / 3, rounded up to a multiple of 256 (RLIR prints the
+            unrounded number, but only the rounded one gives its parameter counts).
+        action_dim: A.
+        action_embedding: ``"linear"``, as RLIR and NFD write, or ``"mlp"`` of two layers, which 774M parameters need.
+        max_frames: Longest video; NFD is trained on 32.
+        rope_dims: Dimensions of a head that turn with frame, row and column; None is (8, 28, 28) for 64, and alike for
+            others.
+        rope_theta: Base of the rotary angles.
+        norm_eps: Of the norms.
+        timestep_label: What the network sees of a timestep t: ``"integer"``, the whole part of 1000 t, as published
+            models are trained, or ``"continuous"``, 1000 t.
+    """
+
+    latent_shape: tuple[int, int, int] = (16, 14, 24)
+    patch_size: int = 2
+    hidden_size: int = 1024
+    num_layers: int = 16
+    num_heads: int = 16
+    intermediate_size: int | None = None
+    action_dim: int = 39
+    action_embedding: Literal["linear", "mlp"] = "linear"
+    max_frames: int = 32
+    rope_dims: tuple[int, int, int] | None = None
+    rope_theta: float = 256.0
+    norm_eps: float = 1e-6
+    timestep_label: Literal["integer", "continuous"] = "integer"
+
+    def __post_init__(self) -> None:
+        """Accept lists, as they come from JSON and YAML, and check the sizes."""
+        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+        if self.rope_dims is not None:
+            object.__setattr__(self, "rope_dims", tuple(self.rope_dims))
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be {self.num_heads} heads of a multiple of 4 dimensions"
+            )
+        dims = self.axis_dims
+        if len(dims) != 3 or sum(dims) != self.head_dim or any(dim % 2 or dim < 2 for dim in dims):
+            raise ValueError(f"rope_dims={dims} must be three even numbers that add up to {self.head_dim}")
+        if any(size % self.patch_size for size in self.latent_shape[1:]):
+            raise ValueError(
+                f"patch_size={self.patch_size} must divide a latent of {self.latent_shape[1:]} positions; 1 always does"
+            )
+        if self.action_embedding not in ("linear", "mlp"):
+            raise ValueError(f"action_embedding={self.action_embedding!r}: choose 'linear' or 'mlp'")
+        if self.timestep_label not in ("integer", "continuous"):
+            raise ValueError(f"timestep_label={self.timestep_label!r}: choose 'integer' or 'continuous'")
+
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of a head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def axis_dims(self) -> tuple[int, int, int]:
+        """Dimensions of a head that turn with frame, row and column."""
+        if self.rope_dims is not None:
+            return self.rope_dims
+        time = -(-self.head_dim // 16) * 2  # an eighth, and even
+        time += (self.head_dim - time) % 4  # what remains must be twice an even number
+        space = (self.head_dim - time) // 2
+        return time, space, space
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Width of the SwiGLU."""
+        return self.intermediate_size or -(-int(8 * self.hidden_size / 3) // 256) * 256
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame's tokens."""
+        return self.latent_shape[1] // self.patch_size, self.latent_shape[2] // self.patch_size
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """S."""
+        return self.grid[0] * self.grid[1]
+
+
+class NFD(LatentWorldModel):
+    """The transformer of NFD.
+
+    Under autocast the products of the layers and the attention run in its dtype; norms, modulation and the residual
+    stream stay in float32, in train and eval mode alike.
+
+    Example:
+        >>> config = NFDConfig(latent_shape=(4, 2, 3), patch_size=1, hidden_size=32, num_layers=2, num_heads=2,
+        ...     action_dim=5, max_frames=4)
+        >>> latent, timestep = torch.randn(2, 4, 4, 2, 3), torch.rand(2, 4)
+        >>> NFD(config)(latent, timestep, torch.zeros(2, 4, 5)).shape
+        torch.Size([2, 4, 4, 2, 3])
+    """
+
+    def __init__(self, config: NFDConfig) -> None:
+        """Make a freshly initialised model; weights come from torch's global generator."""
+        super().__init__()
+        self.config = config
+        self.latent_shape, self.max_frames, self.action_dim = config.latent_shape, config.max_frames, config.action_dim
+        d, c, p = config.hidden_size, config.latent_shape[0], config.patch_size
+        self.x_embedder = PatchEmbedding(c, p, d)
+        self.t_embedder = TimestepEmbedding(d)
+        if config.action_embedding == "linear":
+            self.cond_embedder = nn.Linear(config.action_dim, d)
+        else:
+            self.c_embedder = VectorEmbedding(config.action_dim, d)
+        sizes = (d, config.num_heads, config.feed_forward_size, config.norm_eps)
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.num_layers))
+        self.final_layer = Head(c, p, d, config.norm_eps)
+        self._initialize()
+
+    def forward(self, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None) -> Tensor:
+        """Velocities of all frames; see the base class."""
+        check_frames(self, latent, timestep, game_action_vector)
+        layout = FrameLayout(latent.shape[1], num_clean=latent.shape[1])
+        attend = partial(frame_attention, layout=layout)
+        return self._velocity(latent, timestep, game_action_vector, layout.frame_index, lambda layer: attend)
+
+    def new_cache(self, num_rows: int, num_frames: int, dtype: torch.dtype) -> FrameCache:
+        """An empty cache; see the base class."""
+        config = self.config
+        shape = (num_rows, config.num_heads, num_frames, config.tokens_per_frame, config.head_dim)
+        return FrameCache(config.num_layers, shape, dtype, self.final_layer.linear.weight.device)
+
+    @torch.no_grad()
+    def append(self, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None, cache: FrameCache) -> None:
+        """Read finished frames; see the base class."""
+        check_frames(self, latent, timestep, game_action_vector, cache.num_frames)
+        for index in range(latent.shape[1]):
+            frame = slice(index, index + 1)
+            vector = None if game_action_vector is None else game_action_vector[:, frame]
+            self._velocity_behind(cache, latent[:, frame], timestep[:, frame], vector)
+            cache.finish_frame()
+
+    @torch.no_grad()
+    def next_velocity(
+        self, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None, cache: FrameCache
+    ) -> Tensor:
+        """Velocity of the frame under way; see the base class."""
+        vector = None if game_action_vector is None else game_action_vector[:, None]
+        check_frames(self, latent[:, None], timestep[:, None], vector, cache.num_frames)
+        return self._velocity_behind(cache, latent[:, None], timestep[:, None], vector).squeeze(1)
+
+    def _velocity_behind(self, cache: FrameCache, latent: Tensor, timestep: Tensor, vector: Tensor | None) -> Tensor:
+        """Velocity of one frame, ``[B, 1, c, h, w]``, that sees those in the cache."""
+        if cache.num_frames == cache.max_frames:
+            raise ValueError(f"the cache holds {cache.num_frames} frames, and no more fit; make it for longer videos")
+        frame_index = [cache.num_frames]
+        return self._velocity(latent, timestep, vector, frame_index, lambda layer: partial(cache.attend, layer))
+
+    def _joint_velocity(
+        self,
+        context: Tensor,
+        context_timestep: Tensor,
+        latent: Tensor,
+        timestep: Tensor,
+        game_action_vector: Tensor | None,
+    ) -> Tensor:
+        """Velocities of K copies of the last M frames; see the base class."""
+        num_clean, (num_generated, num_steps) = context.shape[1], latent.shape[1:3]
+        num_frames = num_clean + 1
+        layout = FrameLayout(num_frames, num_clean, num_steps, num_frames - num_generated)
+        attend = partial(frame_attention, layout=layout)
+        # Clean and noisy copies take their places in the sequence.
+        source = torch.empty(len(layout.frame_index), dtype=torch.long)
+        source[layout.clean_copies + layout.noisy_copies] = torch.arange(len(source))
+        source = source.to(latent.device)
+        copies = torch.cat([context, latent.flatten(1, 2)], dim=1)[:, source]
+        timesteps = torch.cat([context_timestep, timestep.flatten(1)], dim=1)[:, source]
+        vectors = None if game_action_vector is None else game_action_vector[:, layout.frame_index]
+        velocity = self._velocity(copies, timesteps, vectors, layout.frame_index, lambda layer: attend)
+        return velocity[:, layout.noisy_copies].unflatten(1, (num_generated, num_steps))
+
+    def _velocity(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        vector: Tensor | None,
+        frame_index: list[int],
+        attend_of_layer: Callable[[int], Attend],
+    ) -> Tensor:
+        """The network on copies of frames ``[B, U, c, h, w]`` with their timesteps and vectors."""
+        config = self.config
+        rotary = rotary_table(frame_index, config.grid, config.axis_dims, config.rope_theta, latent.device)
+        with precise(latent):
+            condition = self.t_embedder(self._label(timestep))
+            if vector is not None:
+                condition = condition + self._embed_action(vector.to(condition.dtype))
+        x = self.x_embedder(latent)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, condition, rotary, attend_of_layer(layer))
+        return self.final_layer(x, condition, config.grid)
+
+    def _label(self, timestep: Tensor) -> Tensor:
+        label = _LABELS * timestep.float()
+        return (label + _LABEL_SLACK).floor() if self.config.timestep_label == "integer" else label
+
+    def _embed_action(self, vector: Tensor) -> Tensor:
+        return self.cond_embedder(vector) if self.config.action_embedding == "linear" else self.c_embedder(vector)
+
+    def _initialize(self) -> None:
+        """DiT's: uniform weights, a small timestep embedding, and blocks and head that add nothing at first."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in self.t_embedder.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+        for part in (self.final_layer, *(cast(Block, block).adaLN_modulation for block in self.blocks)):
+            for parameter in part.parameters():
+                nn.init.zeros_(parameter)
