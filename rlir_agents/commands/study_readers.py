@@ -79,7 +79,13 @@ def _figures(config: Config, command: str) -> dict[str, Any]:
         "num_frames": config["num_frames"],
         "num_windows": len(windows.frames),
         "window_frames": lengths[-1],
-        "weights": {name: {"file": str(path), "sha256": sha256(path)} for name, path in weights.items()},
+        "weights": {
+            name: {
+                "file": config["weights"][name] or f"shipped with world {config['world']['name']}",
+                "sha256": sha256(path),
+            }
+            for name, path in weights.items()
+        },
         **reader_figures(study.read(clips, windows, lengths), seed=config["seed"]),
     }
 
