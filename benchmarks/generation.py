@@ -26,7 +26,7 @@ from benchmarks.demo import assemble_demo
 from rlir_agents.hardware import autocast
 from rlir_agents.policies import TokenPolicy
 from rlir_agents.rollouts import collect, collect_stepwise
-from rlir_agents.world_models.sampling import counter_uniform
+from rlir_env.noise import counter_uniform
 
 # Without a cache a token costs a pass over all tokens before it, hours for a batch. These many tokens of every video,
 # evenly spread over its length, have the mean cost: it grows with the length, nearly in proportion.

@@ -17,7 +17,7 @@ such as [P, G, T].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -327,38 +327,36 @@ def gaussian_log_prob(
     return log_density.mean(latent_dims) if reduction == "mean" else log_density.sum(latent_dims)
 
 
-def select_steps(num_trainable: int, fraction: float, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+def select_steps(uniform: torch.Tensor, fraction: float) -> torch.Tensor:
     """Draw the denoising steps to train on: timestep selection tau (DanceGRPO; Table 7 has 0.6).
 
-    Every element of `shape` gets its own subset, uniformly and without replacement: [P, G] is one per video, as in
-    DanceGRPO's code, and [P, G, F-1] one per frame. A dimension of size 1 shares it.
+    Every row of noise gets its own subset, uniformly and without replacement: noise of shape [P, G, n] gives one per
+    video, as in DanceGRPO's code, [P, G, F-1, n] one per frame.
 
     Args:
-        num_trainable: how many steps there are to choose from, ``len(table.trainable_steps)``.
-        fraction: tau in (0, 1]; K is the whole part of ``fraction * num_trainable``, as in DanceGRPO's code (its paper
-            rounds up), and at least 1. For N = 10 and 0.6 it is 5, of 9.
-        shape: leading shape of the draw.
-        generator: source of the draw; the result is on its device.
+        uniform: independent noise, one number for each of the n steps to choose from, [..., n].
+        fraction: tau in (0, 1]; K is the whole part of ``fraction * n``, as in DanceGRPO's code (its paper rounds up),
+            and at least 1. For N = 10 and 0.6 it is 5, of 9.
 
     Returns:
-        Places in ``table.trainable_steps``, increasing along the last dimension, long [*shape, K]. The denoising steps
-        are ``table.trainable_steps[places]``; without a window the two are the same.
+        Places among the n steps, increasing along the last dimension, long [..., K]. The denoising steps are
+        ``table.trainable_steps[places]``; without a window the two are the same.
 
     Raises:
         ValueError: if there is nothing to choose from, or the fraction is not in (0, 1].
 
     Example:
-        >>> select_steps(3, 1.0, [2], torch.Generator()).tolist()
-        [[0, 1, 2], [0, 1, 2]]
+        >>> select_steps(torch.tensor([0.3, 0.9, 0.1]), 0.67).tolist()
+        [0, 2]
     """
+    num_trainable = uniform.shape[-1]
     if num_trainable < 1:
-        raise ValueError(f"num_trainable={num_trainable}: give a step_table that samples (variant, stochastic_steps)")
+        raise ValueError("no step to choose from: give a step_table that samples (variant, stochastic_steps)")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction}: give a share in (0, 1]; the paper's is 0.6, and 1 takes every step")
     # The small term: 0.29 * 100 is 28.999... in binary, and means 29.
     num_selected = max(1, math.floor(fraction * num_trainable + 1e-9))
-    order = torch.rand(*shape, num_trainable, generator=generator, device=generator.device).argsort(dim=-1)
-    return order[..., :num_selected].sort(dim=-1).values
+    return uniform.argsort(dim=-1)[..., :num_selected].sort(dim=-1).values
 
 
 def log_snr(timestep: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,10 @@ from rlir_agents.world_models.kv_cache import KVCache
 from rlir_agents.world_models.latent import LatentWorldModel
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
 from rlir_agents.world_models.nfd import NFD, NFDConfig
-from rlir_agents.world_models.noise import CONTEXT_NOISE, INITIAL_NOISE, counter_normal
 from rlir_agents.world_models.samplers import LatentSampler
-from rlir_agents.world_models.sampling import TokenSampler, counter_uniform, nucleus
+from rlir_agents.world_models.sampling import TokenSampler, nucleus
 
 __all__ = [
-    "CONTEXT_NOISE",
-    "INITIAL_NOISE",
     "NFD",
     "ActionEncoder",
     "Decoder",
@@ -30,8 +27,6 @@ __all__ = [
     "Oasis25",
     "TokenSampler",
     "TokenWorldModel",
-    "counter_normal",
-    "counter_uniform",
     "hidden_at",
     "nucleus",
 ]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel
 from rlir_agents.world_models.kv_cache import KVCache
-from rlir_agents.world_models.sampling import TokenSampler, counter_uniform
+from rlir_agents.world_models.sampling import TokenSampler
 from rlir_env.layout import TokenLayout
+from rlir_env.noise import counter_uniform
 
 
 @dataclass

@@ -1,8 +1,7 @@
-"""From logits to tokens and back to log-probabilities: temperature, top-p, and noise that is a function of its place.
+"""From logits to tokens and back to log-probabilities: temperature, top-p, and a draw that is given its noise.
 
-One truncation and one draw for step mode, sequence mode and evaluation. Noise is counter-based: token at position i of
-an episode is a function of (episode seed, i) and the logits, whatever else is in the batch, however many tokens a step
-has, and whatever the global generator did before.
+One truncation and one draw for step mode, sequence mode and evaluation. With `rlir_env.noise` token i of an episode is
+a function of (episode seed, i) and the logits, whatever else is in the batch and however many tokens a step has.
 
 Letters: V codes; ``[...]`` any leading dimensions.
 """
@@ -13,11 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-# splitmix64's increment and multipliers (Steele et al., 2014), as signed 64-bit integers; products wrap.
-_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
-_FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9 - 2**64
-_SECOND_MULTIPLIER = 0x94D049BB133111EB - 2**64
 
 # Candidates looked at first when truncating: a peaked distribution has its mass in few codes, and sorting thousands
 # would cost more than the model.
@@ -113,35 +107,3 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
         if count == probs.shape[-1] or bool((before[..., -1] > top_p).all()):
             return torch.zeros_like(probs, dtype=torch.bool).scatter(-1, codes, before <= top_p)
         count = min(4 * count, probs.shape[-1])
-
-
-def counter_uniform(seed: Tensor, position: Tensor | int) -> Tensor:
-    """Noise at a place: float32 in the open interval (0, 1).
-
-    Output ``position`` of the splitmix64 generator whose state is the hashed seed. 23 bits, centred in their cells:
-    neither 0 nor 1 occurs, and every value is exact in float32.
-
-    Args:
-        seed: int64, any shape.
-        position: int64 that broadcasts with it, 0 or more.
-
-    Example:
-        >>> seed = torch.tensor([7, 8])
-        >>> bool((counter_uniform(seed, 3) == counter_uniform(seed.flip(0), 3).flip(0)).all())
-        True
-    """
-    position = torch.as_tensor(position, device=seed.device)
-    bits = _mix(_mix(seed + _INCREMENT) + (position + 1) * _INCREMENT)
-    return (_shift_right(bits, 41).float() + 0.5) * 2.0**-23
-
-
-def _mix(z: Tensor) -> Tensor:
-    """splitmix64's finaliser: every bit of the input changes every bit of the output with probability one half."""
-    z = (z ^ _shift_right(z, 30)) * _FIRST_MULTIPLIER
-    z = (z ^ _shift_right(z, 27)) * _SECOND_MULTIPLIER
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift of int64: torch's own keeps the sign."""
-    return (z >> bits) & (2 ** (64 - bits) - 1)

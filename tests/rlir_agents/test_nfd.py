@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import compose_config
-from rlir_agents.world_models import CONTEXT_NOISE, INITIAL_NOISE, NFD, LatentSampler, NFDConfig, counter_normal
+from rlir_agents.world_models import NFD, LatentSampler, NFDConfig
 from rlir_agents.world_models import nfd as nfd_module
 from rlir_agents.world_models.frame_attention import FrameLayout, frame_attention
 from rlir_agents.world_models.loading import make_nfd, nfd_config, nfd_weights, read_nfd
 from rlir_env.checkpoints import load_strict, save_safetensors
+from rlir_env.noise import CONTEXT_NOISE, INITIAL_NOISE, step_normal
 from rlir_env.schedules import gaussian_log_prob, shifted_grid, step_table
 
 LATENT, NUM_FRAMES, NUM_STEPS, ACTION_DIM = (3, 4, 6), 6, 3, 5
@@ -191,7 +192,7 @@ def test_log_probs_of_a_rollout_and_what_breaks_them(monkeypatch: pytest.MonkeyP
     seed, vector = torch.arange(num_rows), torch.randn(num_rows, NUM_FRAMES, ACTION_DIM)
 
     def as_seen(frame: torch.Tensor, index: int) -> torch.Tensor:
-        return torch.lerp(frame, counter_normal(seed, LATENT, index, CONTEXT_NOISE), context_timestep)
+        return torch.lerp(frame, step_normal(seed, LATENT, index, CONTEXT_NOISE), context_timestep)
 
     times = torch.full((num_rows, NUM_FRAMES - 1), context_timestep)
     clean = [torch.randn(num_rows, *LATENT)]
@@ -199,12 +200,12 @@ def test_log_probs_of_a_rollout_and_what_breaks_them(monkeypatch: pytest.MonkeyP
     cache = model.read(context[0][:, None], times[:, :1], vector[:, :1], NUM_FRAMES, torch.float32)
     before, after, log_probs = [], [], []
     for frame in range(1, NUM_FRAMES):
-        latent = counter_normal(seed, LATENT, frame, INITIAL_NOISE)
+        latent = step_normal(seed, LATENT, frame, INITIAL_NOISE)
         for step in range(table.num_steps):
             timestep = table.timestep[step].expand(num_rows)
             mean = table.mean(latent, model.next_velocity(latent, timestep, vector[:, frame], cache), step)
             before.append(latent)
-            latent = mean + table.std[step] * counter_normal(seed, LATENT, frame, step)
+            latent = mean + table.std[step] * step_normal(seed, LATENT, frame, step)
             after.append(latent)
             if table.is_stochastic[step]:
                 log_probs.append(gaussian_log_prob(latent, mean, table.std[step]))
@@ -387,7 +388,7 @@ def test_sampler_solves_the_same_ode_at_both_orders() -> None:
     model = small_model()
     context, vector = torch.randn(2, 2, *LATENT), torch.randn(2, 4, ACTION_DIM)
     seed = torch.tensor([5, 5])
-    noise = partial(counter_normal, seed, LATENT, step=INITIAL_NOISE)
+    noise = partial(step_normal, seed, LATENT, step=INITIAL_NOISE)
     fine = LatentSampler(shifted_grid(200)).sample(model, context, vector, noise)
     assert fine.shape == (2, 4, *LATENT)
     errors = {}
@@ -399,23 +400,6 @@ def test_sampler_solves_the_same_ode_at_both_orders() -> None:
     cache = model.read(context, torch.zeros(2, 2), vector[:, :2], 3, torch.float32)
     one = LatentSampler(shifted_grid(1)).sample_frame(model, vector[:, 2], noise(2), cache)
     assert torch.equal(one, noise(2) - model.next_velocity(noise(2), torch.ones(2), vector[:, 2], cache))
-
-
-def test_noise_depends_on_its_place_only() -> None:
-    seed = torch.arange(300)
-    noise = torch.stack(
-        [counter_normal(seed, (2, 5), frame, step) for frame in range(3) for step in (0, 1, INITIAL_NOISE)]
-    )
-    # 27,000 numbers: standard errors of mean, variance and fourth moment are .006, .009 and .06; five of each.
-    assert abs(noise.mean()) < 0.03 and abs(noise.var() - 1) < 0.045 and abs((noise**4).mean() - 3) < 0.3
-    flat = noise.flatten(2)
-    for shift in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        assert abs((flat * flat.roll(shift, (0, 1, 2))).mean()) < 5 / 27_000**0.5
-    assert torch.equal(counter_normal(torch.tensor(7), (2, 5), 1, 1), noise[4, 7])
-    frames = counter_normal(torch.tensor(7), (2, 5), torch.arange(3), 1)
-    assert torch.equal(frames, noise[[1, 4, 7], 7])
-    with pytest.raises(ValueError, match="denoising steps are 0"):
-        counter_normal(seed, (2,), 0, 4096)
 
 
 def test_checkpoints_are_read_whatever_stands_before_their_names(tmp_path: Path) -> None:

@@ -374,17 +374,21 @@ def test_gradient_with_respect_to_the_velocity(variant, noise_level, expected):
 # Selection of steps
 
 
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.mark.parametrize(
     ("num_trainable", "fraction", "expected"),
     [(9, 0.6, 5), (9, 1.0, 9), (9, 0.05, 1), (1, 0.6, 1), (100, 0.29, 29), (9, 0.99, 8)],
 )
 def test_number_of_selected_steps(num_trainable, fraction, expected):
-    places = select_steps(num_trainable, fraction, (2, 3), torch.Generator().manual_seed(0))
+    places = select_steps(noise(2, 3, num_trainable), fraction)
     assert places.shape == (2, 3, expected) and places.dtype == torch.long
 
 
 def test_selections_are_sorted_distinct_uniform_and_independent():
-    places = select_steps(9, 0.6, (4000,), torch.Generator().manual_seed(0))
+    places = select_steps(noise(4000, 9), 0.6)
     assert (places.diff(dim=-1) > 0).all() and places.min() == 0 and places.max() == 8
     # Each of 9 is in 5 of 9 draws; a share of 4000 draws has a deviation of sqrt(5/9 4/9 / 4000) = .008.
     counts = torch.bincount(places.flatten(), minlength=9) / 4000
@@ -393,14 +397,14 @@ def test_selections_are_sorted_distinct_uniform_and_independent():
     assert len(places.unique(dim=0)) == math.comb(9, 5)
 
 
-def test_selection_depends_on_the_generator_alone():
-    first, second, other = (select_steps(9, 0.6, (50,), torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+def test_selection_is_a_function_of_the_noise():
+    first, second, other = (select_steps(noise(50, 9, seed=seed), 0.6) for seed in (3, 3, 4))
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
 def test_selection_within_a_window_gives_steps_of_the_window():
     table = step_table(GRID, stochastic_steps=window(10, first=4, length=3))
-    places = select_steps(len(table.trainable_steps), 0.7, (100,), torch.Generator().manual_seed(0))
+    places = select_steps(noise(100, len(table.trainable_steps)), 0.7)
     assert table.trainable_steps[places].unique().tolist() == [4, 5, 6] and places.shape == (100, 2)
 
 
@@ -510,9 +514,9 @@ def test_dpm_solver_beats_euler_on_the_published_grid():
         (lambda: window(10, -1, 2), "first >= 0"),
         (lambda: window(10, 3, 0), "length >= 1"),
         (lambda: window(10, 8, 2), "the last never samples"),
-        (lambda: select_steps(0, 0.6, (2,), torch.Generator()), "give a step_table that samples"),
-        (lambda: select_steps(9, 0.0, (2,), torch.Generator()), r"give a share in \(0, 1\]"),
-        (lambda: select_steps(9, 60, (2,), torch.Generator()), r"give a share in \(0, 1\]"),
+        (lambda: select_steps(torch.rand(2, 0), 0.6), "give a step_table that samples"),
+        (lambda: select_steps(torch.rand(2, 9), 0.0), r"give a share in \(0, 1\]"),
+        (lambda: select_steps(torch.rand(2, 9), 60), r"give a share in \(0, 1\]"),
         (lambda: dpm_solver_coefficients(GRID.flip(0)), "decreases"),
     ],
 )
