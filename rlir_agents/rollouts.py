@@ -16,18 +16,33 @@ The layout, for P prompts, G siblings, T steps (k tokens per step, L tokens of a
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 
-from rlir_agents.policies import TokenPolicy
-from rlir_env.envs import TokenGenerationEnv, VideoGenerationEnv
-from rlir_env.layout import TokenLayout
+from rlir_env.envs import VideoGenerationEnv
+from rlir_env.layout import LatentLayout, TokenLayout
+
+
+class GenerativePolicy(Protocol):
+    """A policy that can also make whole videos at once."""
+
+    layout: TokenLayout | LatentLayout
+
+    @property
+    def num_steps(self) -> int:
+        """T, env steps of a whole video."""
+
+    def generate(self, tensordict: TensorDictBase) -> TensorDict:
+        """What the policy writes in all steps, ``[B, T]``, from a freshly reset state ``[B]``."""
 
 
 @torch.no_grad()
-def collect(env: TokenGenerationEnv, policy: TokenPolicy, tensordict: TensorDictBase | None = None) -> TensorDict:
+def collect(
+    env: VideoGenerationEnv, policy: GenerativePolicy, tensordict: TensorDictBase | None = None
+) -> TensorDictBase:
     """Collect whole videos, bitwise equal to :func:`collect_stepwise` for the same state.
 
     One tensordict instead of one a step: the states of all steps share the memory of T + 1 of them, constants that of
@@ -35,27 +50,24 @@ def collect(env: TokenGenerationEnv, policy: TokenPolicy, tensordict: TensorDict
 
     Args:
         env: Steps once, to pay.
-        policy: Of the env's ``tokens_per_step``.
+        policy: Made for the env's layout and granularity.
         tensordict: A fresh state ``[B]``, as of ``env.initial_state``; None resets the env.
 
     Returns:
         The rollout ``[P, G, T]``, see the module docstring.
 
     Raises:
-        ValueError: if policy and env disagree on the layout or the tokens per step.
+        ValueError: if policy and env disagree on the layout or the granularity.
     """
-    if (policy.layout, policy.tokens_per_step) != (env.layout, env.tokens_per_step):
+    if (policy.layout, policy.num_steps) != (env.layout, env.num_steps):
         raise ValueError(
-            f"the policy makes {policy.tokens_per_step} tokens a step of {policy.layout}, the env takes "
-            f"{env.tokens_per_step} of {env.layout}: make both from the env's layout and tokens_per_step"
+            f"the policy makes a video of {policy.layout} in {policy.num_steps} steps, the env {env.layout} in "
+            f"{env.num_steps}: make the policy from env.interface"
         )
     state = env.reset() if tensordict is None else tensordict
-    video, log_prob = policy.generate(state)
-    states = _states(video, env.layout, env.tokens_per_step)  # T + 1 of them
-    codes = video[:, env.layout.action_positions.to(video.device)].long()
-    rollout = states[:, :-1].copy()
-    rollout["action"] = codes.unflatten(1, (-1, env.tokens_per_step))
-    rollout["action_log_prob"] = log_prob.unflatten(1, (-1, env.tokens_per_step))
+    taken = policy.generate(state)
+    states = env.states_along(state, taken["action"])  # T + 1 of them
+    rollout = states[:, :-1].copy().update(taken)
     for key, constant in state.exclude(*states.keys()).items():
         rollout[key] = constant[:, None].expand(-1, env.num_steps, *constant.shape[1:])
     rollout["next"] = _outcomes(env, rollout[:, -1], states[:, 1:].copy())
@@ -82,27 +94,7 @@ def collect_stepwise(
     return _by_prompt(rollout, env)
 
 
-def _states(video: Tensor, layout: TokenLayout, tokens_per_step: int) -> TensorDict:
-    """The T + 1 states on the way to finished videos ``[B, L]``: what was known before each step, and at the end."""
-    num_rows, device = len(video), video.device
-    starts = layout.action_positions[::tokens_per_step]
-    end = torch.tensor([layout.sequence_length])
-    position = torch.cat([starts, end]).to(device)  # [T + 1]
-    is_known = torch.arange(layout.sequence_length, device=device) < position[:, None]
-    # The last frame has no successor: its index stays.
-    last = layout.num_frames - 1
-    frame_index = (position // layout.block_length).clamp(max=last)
-    return TensorDict(
-        {
-            "token": torch.where(is_known, video[:, None], -1),  # [B, T + 1, L]
-            "position": position[:, None].expand(num_rows, -1, 1),
-            "frame_index": frame_index[:, None].expand(num_rows, -1, 1),
-        },
-        batch_size=[num_rows, len(position)],
-    )
-
-
-def _outcomes(env: TokenGenerationEnv, last: TensorDict, states: TensorDict) -> TensorDict:
+def _outcomes(env: VideoGenerationEnv, last: TensorDict, states: TensorDict) -> TensorDict:
     """What every step led to: the given states, and rewards, which are zero except after the last step."""
     paid = env.step(last)["next"]
     for key in paid.keys():

@@ -1,10 +1,12 @@
-"""Where things stand in a video's token sequence: Eq. 4 as arithmetic, without a model or an env.
+"""Where things stand in a video as it is made: arithmetic, without a model or an env.
 
-The sequence is ``img_0 word_0 img_1 word_1 ... img_{F-1}``: K visual tokens a frame, and between two frames the A ids
-of the game action that leads from one to the other. Line j of a recording acts between frames j and j+1, so word j
-conditions frame j+1. The published 16-frame models reserve room for one more word at the end; nothing reads it.
+`LatentLayout` says which denoising step of which frame is next (section 4.3). `TokenLayout` is Eq. 4: the sequence is
+``img_0 word_0 img_1 word_1 ... img_{F-1}``, K visual tokens a frame, and between two frames the A ids of the game
+action that leads from one to the other. Line j of a recording acts between frames j and j+1, so word j conditions frame
+j+1. The published 16-frame models reserve room for one more word at the end; nothing reads it.
 
-Letters: K tokens per frame, A word length, F frames, k tokens per step, T steps, L sequence length.
+Letters: K tokens per frame, A word length, F frames, N denoising steps of a frame, k tokens or denoising steps per env
+step, T env steps, L sequence length; c, h, w a latent's channels, height and width.
 """
 
 from __future__ import annotations
@@ -96,3 +98,68 @@ class TokenLayout:
     def frame_of_step(self, tokens_per_step: int) -> torch.Tensor:
         """Generated frame (0 .. F-2) that each step belongs to, long [T]."""
         return torch.arange(self.num_steps(tokens_per_step)) * tokens_per_step // self.tokens_per_frame
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """Denoising steps of one video, frame after frame; the first frame is given.
+
+    Attributes:
+        latent_shape: (c, h, w) of a frame.
+        timesteps: t_0 > ... > t_N = 0, as from `rlir_env.schedules.shifted_grid`.
+        num_frames: F.
+
+    Raises:
+        ValueError: if there is nothing to generate, or the timesteps do not fall to 0.
+
+    Example:
+        >>> layout = LatentLayout((16, 5, 7), (1.0, 0.9, 0.75, 0.5, 0.0), num_frames=16)
+        >>> layout.num_steps(1), layout.num_steps(layout.steps_per_action("frame"))
+        (60, 15)
+    """
+
+    latent_shape: tuple[int, ...]
+    timesteps: tuple[float, ...]
+    num_frames: int = 16
+
+    def __post_init__(self) -> None:
+        grid = torch.as_tensor(self.timesteps, dtype=torch.float64)
+        if grid.ndim != 1 or len(grid) < 2 or not (grid.diff() < 0).all() or grid[0] > 1 or grid[-1] != 0:
+            raise ValueError(f"timesteps={grid.tolist()}: give numbers that fall from 1 to 0, as shifted_grid(10) does")
+        if self.num_frames < 2:
+            raise ValueError(f"num_frames={self.num_frames}: a video needs one given and one generated frame")
+        object.__setattr__(self, "timesteps", tuple(grid.tolist()))
+        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+
+    @property
+    def num_generated_frames(self) -> int:
+        """Frames that the policy makes: all but the given first one."""
+        return self.num_frames - 1
+
+    @property
+    def num_denoising_steps(self) -> int:
+        """N, of a frame."""
+        return len(self.timesteps) - 1
+
+    @property
+    def grid(self) -> torch.Tensor:
+        """The timesteps, float64 [N+1]."""
+        return torch.tensor(self.timesteps, dtype=torch.float64)
+
+    def steps_per_action(self, granularity: int | str) -> int:
+        """Resolve ``"frame"`` and check that whole env steps make a frame.
+
+        Raises:
+            ValueError: if the granularity does not divide the denoising steps of a frame.
+        """
+        k = self.num_denoising_steps if granularity == "frame" else granularity
+        if not isinstance(k, int) or k < 1 or self.num_denoising_steps % k:
+            raise ValueError(
+                f"steps_per_action={granularity!r}: use 'frame' or a divisor of the {self.num_denoising_steps} "
+                "denoising steps of a frame"
+            )
+        return k
+
+    def num_steps(self, steps_per_action: int) -> int:
+        """T: env steps of a whole episode."""
+        return self.num_generated_frames * self.num_denoising_steps // steps_per_action

@@ -12,6 +12,7 @@ from benchmarks.peaks import Peaks
 from benchmarks.rollout_work import RolloutWork
 from benchmarks.work import ProductCounter, Work, limit, total
 from rlir_agents.policies import TokenPolicy
+from rlir_agents.rollouts import collect
 from rlir_agents.world_models import mineworld
 from rlir_agents.world_models.kv_cache import KVCache, PlainLayerCache
 from rlir_env.envs import TokenGenerationEnv
@@ -85,7 +86,8 @@ def test_limit_is_a_sum_of_maxima() -> None:
 def test_generation_without_a_cache_samples_the_same() -> None:
     env = make_env()
     policy, state = make_policy(env), env.reset()
-    video, _ = policy.generate(state)
+    rollout = collect(env, policy, state).flatten(0, 1)
+    video = rollout["next", "token"][:, -1]
     for position in env.layout.action_positions.tolist():
         code, _ = sample_without_cache(policy, video, position, state["episode_seed"].squeeze(-1))
         assert torch.equal(code, video[:, position].long())

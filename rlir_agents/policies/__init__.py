@@ -1,6 +1,8 @@
 """World models as TorchRL policies, and critics: step mode for collection, sequence mode for losses."""
 
+from rlir_agents.policies.denoising import DenoisingPolicy
+from rlir_agents.policies.latent_steps import LatentSteps
 from rlir_agents.policies.token import TokenPolicy
 from rlir_agents.policies.value import TokenValue
 
-__all__ = ["TokenPolicy", "TokenValue"]
+__all__ = ["DenoisingPolicy", "LatentSteps", "TokenPolicy", "TokenValue"]

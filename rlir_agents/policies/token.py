@@ -10,7 +10,7 @@ Letters: B rows, T steps, k tokens per step, F frames, K tokens of a frame, L se
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Categorical
@@ -85,6 +85,11 @@ class TokenPolicy(TensorDictModuleBase):
         self._decoder = Decoder(self.sampler, autocast_dtype)
 
     @property
+    def num_steps(self) -> int:
+        """T, steps of a whole video."""
+        return self.layout.num_steps(self.tokens_per_step)
+
+    @property
     def cache_bytes(self) -> int:
         """Memory that the key/value cache of the last collection holds."""
         return self._decoder.cache_bytes
@@ -105,27 +110,31 @@ class TokenPolicy(TensorDictModuleBase):
         return tensordict.update({"action": action, "action_log_prob": log_prob})
 
     @torch.no_grad()
-    def generate(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def generate(self, tensordict: TensorDictBase) -> TensorDict:
         """Sample whole videos, the tokens that ``forward`` would sample step by step.
 
         Args:
             tensordict: A freshly reset state ``[B]``.
 
         Returns:
-            Tokens, int32 ``[B, L]``, and log-probabilities of the sampled ones, float32 ``[B, (F-1) K]``.
+            What ``forward`` writes, for all steps, ``[B, T]``.
 
         Raises:
             ValueError: if a video has begun already.
         """
         if self._common_position(tensordict) != self.layout.prompt_length:
             raise ValueError("generate makes whole videos: pass a state that the env has just reset")
-        return self._decoder.generate(
+        video, log_prob = self._decoder.generate(
             self.world_model,
             tensordict["token"].clone(),
             tensordict["game_action_word"],
             self.layout,
             _rows(tensordict["episode_seed"]),
         )
+        codes = video[:, self.layout.action_positions.to(video.device)].long()
+        taken = {"action": codes, "action_log_prob": log_prob}
+        taken = {key: entry.unflatten(1, (self.num_steps, self.tokens_per_step)) for key, entry in taken.items()}
+        return TensorDict(taken, batch_size=[len(video), self.num_steps])
 
     def get_dist(self, tensordict: TensorDictBase) -> Categorical:
         """The distribution of every token of trajectories, by one forward each, differentiable.

@@ -4,6 +4,7 @@ from rlir_agents.world_models.action_encoders import ActionEncoder, NFDGroups, O
 from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel, hidden_at
 from rlir_agents.world_models.decoding import Decoder
 from rlir_agents.world_models.frame_cache import FrameCache
+from rlir_agents.world_models.frame_reader import FrameReader, as_context
 from rlir_agents.world_models.kv_cache import KVCache
 from rlir_agents.world_models.latent import LatentWorldModel
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
@@ -17,6 +18,7 @@ __all__ = [
     "Decoder",
     "DecodingWeights",
     "FrameCache",
+    "FrameReader",
     "KVCache",
     "LatentSampler",
     "LatentWorldModel",
@@ -27,6 +29,7 @@ __all__ = [
     "Oasis25",
     "TokenSampler",
     "TokenWorldModel",
+    "as_context",
     "hidden_at",
     "nucleus",
 ]

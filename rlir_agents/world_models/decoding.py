@@ -16,6 +16,7 @@ from torch import Tensor
 from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel
 from rlir_agents.world_models.kv_cache import KVCache
 from rlir_agents.world_models.sampling import TokenSampler
+from rlir_agents.world_models.weights_version import weights_version
 from rlir_env.layout import TokenLayout
 from rlir_env.noise import counter_uniform
 
@@ -71,7 +72,7 @@ class Decoder:
             shared = weights.new_cache(*beginnings.shape)
             weights.feed(beginnings, shared)
             cache.copy_rows(shared, rows)
-        self._reading = _Reading(weights, _version(world_model), cache, token)
+        self._reading = _Reading(weights, weights_version(world_model), cache, token)
 
     def resume(self, world_model: TokenWorldModel, token: Tensor, num_known: int) -> None:
         """Go on where the last :meth:`sample` stopped, or start anew if that is not where ``token`` stands.
@@ -147,9 +148,4 @@ def _continues(reading: _Reading, world_model: TokenWorldModel, token: Tensor, n
     if reading.token.shape != token.shape or reading.token.device != token.device or length >= num_known:
         return False
     is_same_beginning = torch.equal(reading.token[:, :length], token[:, :length])
-    return is_same_beginning and reading.weights_version == _version(world_model)
-
-
-def _version(world_model: TokenWorldModel) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a weight is replaced or written in place, as an optimiser does."""
-    return tuple((id(weight), weight._version) for weight in world_model.parameters())
+    return is_same_beginning and reading.weights_version == weights_version(world_model)

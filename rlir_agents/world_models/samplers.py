@@ -9,18 +9,16 @@ channels, height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rlir_agents.world_models.frame_cache import FrameCache
+from rlir_agents.world_models.frame_reader import FrameReader
 from rlir_agents.world_models.latent import LatentWorldModel
+from rlir_env.noise import INITIAL_NOISE, step_normal
 from rlir_env.schedules import dpm_solver_coefficients, shifted_grid
-
-# Noise [B, c, h, w] of a frame, by its index in the video.
-FrameNoise = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, eq=False)  # eq: a comparison of tensors is not one bool
@@ -46,8 +44,7 @@ class LatentSampler:
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise ValueError(f"order={self.order}: choose 2 (DPM-Solver++ 2M) or 1 (Euler)")
-        if not 0 <= self.context_timestep < 1:
-            raise ValueError(f"context_timestep={self.context_timestep}: give a timestep from 0 (clean) to below 1")
+        FrameReader(self.context_timestep)  # checks it
         self.coefficients()  # checks the grid
 
     def coefficients(self) -> Tensor:
@@ -87,9 +84,8 @@ class LatentSampler:
         world_model: LatentWorldModel,
         context: Tensor,
         game_action_vector: Tensor,
-        noise: FrameNoise,
-        context_noise: FrameNoise | None = None,
-        dtype: torch.dtype = torch.float32,
+        seed: Tensor,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Generate the frames that follow the given ones.
 
@@ -97,35 +93,19 @@ class LatentSampler:
             world_model: The generator.
             context: The given frames, clean, ``[B, n, c, h, w]``.
             game_action_vector: Of all frames, ``[B, F, A]``.
-            noise: What generated frames start from.
-            context_noise: What is mixed into finished and given frames, once, before later frames see them. Needed if
-                ``context_timestep`` is not 0.
-            dtype: Of the cache: that of autocast where it is on.
+            seed: Of the noise that frames start from, and of context noise, long ``[B]``.
+            dtype: Of the cache: that of autocast where it is on; None takes the weights' own.
 
         Returns:
             All frames, clean, ``[B, F, c, h, w]`` float32.
 
         Raises:
-            ValueError: if context noise is missing, or shapes do not fit.
+            ValueError: if shapes do not fit.
         """
-        if context_noise is None and self.context_timestep:
-            raise ValueError(f"context_timestep={self.context_timestep} needs context_noise; or set it to 0")
-        num_given, num_frames = context.shape[1], game_action_vector.shape[1]
-        frames = list(context.float().unbind(1))
-        seen = torch.stack([self._as_seen(frame, index, context_noise) for index, frame in enumerate(frames)], dim=1)
-        timestep = seen.new_full((len(seen), num_frames), self.context_timestep)
-        vectors = game_action_vector[:, :num_given]
-        cache = world_model.read(seen, timestep[:, :num_given], vectors, num_frames, dtype)
-        for index in range(num_given, num_frames):
-            frames.append(self.sample_frame(world_model, game_action_vector[:, index], noise(index), cache))
-            if index + 1 < num_frames:
-                last = self._as_seen(frames[-1], index, context_noise)[:, None]
-                vector = game_action_vector[:, index : index + 1]
-                world_model.append(last, timestep[:, :1], vector, cache)
-        return torch.stack(frames, dim=1)
-
-    def _as_seen(self, frame: Tensor, index: int, context_noise: FrameNoise | None) -> Tensor:
-        """A finished frame ``[B, c, h, w]`` with its context noise."""
-        if context_noise is None or self.context_timestep == 0:
-            return frame
-        return torch.lerp(frame, context_noise(index).float(), self.context_timestep)
+        reader, frames = FrameReader(self.context_timestep, dtype), context.float()
+        for index in range(context.shape[1], game_action_vector.shape[1]):
+            cache = reader.read(world_model, frames, game_action_vector, seed)
+            noise = step_normal(seed, frames.shape[2:], index, INITIAL_NOISE)
+            frame = self.sample_frame(world_model, game_action_vector[:, index], noise, cache)
+            frames = torch.cat([frames, frame[:, None]], dim=1)
+        return frames

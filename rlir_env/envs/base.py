@@ -24,7 +24,9 @@ from rlir_env.envs.prompt_order import PromptOrder
 from rlir_env.rewards import RewardFn
 
 if TYPE_CHECKING:  # the env asks nothing of them but their interface
+    from rlir_env.layout import LatentLayout, TokenLayout
     from rlir_env.prompts import GenerationPrompt, PromptSource
+    from rlir_env.tokenizers import Tokenizer
 
 
 class VideoGenerationEnv(EnvBase):
@@ -42,43 +44,61 @@ class VideoGenerationEnv(EnvBase):
     F-1]`` and the breakdown of the reward function, all zero before the terminal step. The horizon
     is ``terminated``: a finished video is the end of the task, not a time limit.
 
+    Every frame is decoded from its code at the end, the given one too: a reader that compared a camera image with a
+    reconstruction would see the tokenizer in the first transition.
+
     Attributes:
         prompts: Where prompts come from.
+        tokenizer: Frozen; makes the context's code and decodes the video.
         reward_fn: What a finished generation is worth.
         group_size: G, siblings of one prompt; they are adjacent rows.
+        layout: Where things stand in a video; policies and collectors are made for the same one.
     """
+
+    layout: TokenLayout | LatentLayout
 
     def __init__(
         self,
         prompts: PromptSource,
+        tokenizer: Tokenizer,
         reward_fn: RewardFn,
         *,
         num_prompts: int = 1,
         group_size: int = 1,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        autocast_dtype: torch.dtype | None = None,
     ) -> None:
         """Make an env of ``num_prompts * group_size`` rows.
 
         Args:
-            prompts: Where prompts come from.
+            prompts: Clips with one context frame.
+            tokenizer: Maps frames to codes and back; frozen here.
             reward_fn: What a finished generation is worth; frozen here.
             num_prompts: P, the prompts of one batch.
             group_size: G, the siblings of each.
             seed: Of the order of prompts and of the noise seeds.
             device: Where states live; the frozen networks are moved there.
+            autocast_dtype: Precision of decoding, None for the tokenizer's own. Encoding is never
+                autocast: a prompt's code must not depend on it.
 
         Raises:
-            ValueError: if a count is below one, the seed negative or the source empty.
+            ValueError: if a count is below one, the seed negative or the source empty, or the
+                prompts do not have one context frame.
         """
         if num_prompts < 1 or group_size < 1:
             raise ValueError(f"num_prompts={num_prompts}, group_size={group_size}: both must be 1 or more")
         super().__init__(device=device, batch_size=[num_prompts * group_size])
         self.prompts = prompts
+        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
         self.reward_fn = reward_fn.to(device).eval().requires_grad_(False)
         self.group_size = group_size
+        self.autocast_dtype = autocast_dtype
         self._order = PromptOrder(prompts.num_prompts, seed)
         self._first_prompt = prompts.get(torch.zeros(1, dtype=torch.long))
+        num_context_frames = self._first_prompt.context_frames.shape[1]
+        if num_context_frames != 1:
+            raise ValueError(f"prompts give {num_context_frames} context frames; cut clips with one")
 
     def train(self, mode: bool = True) -> VideoGenerationEnv:
         """Stay in evaluation mode, whatever ``mode`` says: the networks in here are frozen, their statistics too."""
@@ -89,7 +109,32 @@ class VideoGenerationEnv(EnvBase):
     def num_steps(self) -> int:
         """T, the steps of a whole episode."""
 
+    @property
     @abstractmethod
+    def interface(self) -> dict[str, Any]:
+        """What a policy and its world model are made for, by the names that their constructors give it."""
+
+    @abstractmethod
+    def num_finished_frames(self, tensordict: TensorDictBase) -> Tensor:
+        """Frames that every row has so far, long ``[N, 1]``; 1 at the reset, F at the end."""
+
+    @abstractmethod
+    def states_along(self, state: TensorDictBase, action: Tensor) -> TensorDict:
+        """What changes from step to step in whole videos, without stepping through them.
+
+        Args:
+            state: That of a reset, ``[B]``.
+            action: All actions, ``[B, T, ...]``.
+
+        Returns:
+            ``[B, T + 1]``: the entries of the observation before every step, and at the end.
+        """
+
+    @abstractmethod
+    def _codes_of(self, tensordict: TensorDictBase) -> Tensor:
+        """The codes of every frame of N rows, ``[N, F, ...]``, ready to be decoded where frames are finished."""
+
+    @torch.no_grad()
     def frames_of(self, tensordict: TensorDictBase, num_frames: int | None = None) -> Tensor:
         """Decode the first frames of every row's video, finished or not.
 
@@ -100,6 +145,13 @@ class VideoGenerationEnv(EnvBase):
         Returns:
             float32 ``[N, num_frames, 3, H, W]`` in [0, 1]; frames that are not finished are black.
         """
+        num_frames = self.layout.num_frames if num_frames is None else num_frames
+        codes = self._codes_of(tensordict)[:, :num_frames]
+        is_autocast = self.autocast_dtype is not None
+        with torch.autocast(codes.device.type, dtype=self.autocast_dtype, enabled=is_autocast):
+            frames = self.tokenizer.decode(codes).float()
+        is_finished = torch.arange(num_frames, device=codes.device) < self.num_finished_frames(tensordict)
+        return torch.where(is_finished[..., None, None, None], frames, 0.0)
 
     @abstractmethod
     def _start(self, prompt: GenerationPrompt) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ L = F K + (F-1) A.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -36,15 +36,13 @@ class TokenGenerationEnv(VideoGenerationEnv):
     ``game_action_word`` long ``[B, F-1, A]`` (ids behind the codes) besides those of
     :class:`VideoGenerationEnv`. A reset gives frame 0 and word 0; the step that completes frame j <
     F-1 appends word j. Action: ``action`` long ``[B, k]``, codes 0 .. num_codes-1, also for k = 1.
-    At the end position = L, and every frame, the given one too, is decoded from its tokens before
-    the reward sees it: a reader that compared a camera image with a reconstruction would see the
-    tokenizer in the first transition.
+    At the end position = L.
 
     Attributes:
-        tokenizer: Frozen; makes the context's codes and decodes the video.
-        layout: Where things stand in the sequence.
         tokens_per_step: k.
     """
+
+    layout: TokenLayout
 
     def __init__(
         self,
@@ -76,26 +74,22 @@ class TokenGenerationEnv(VideoGenerationEnv):
                 autocast: a prompt's codes must not depend on it.
 
         Raises:
-            ValueError: if the granularity does not divide K, or the prompts do not have one context
-                frame.
+            ValueError: if the granularity does not divide K, or as the base class says.
         """
         super().__init__(
             prompts,
+            tokenizer,
             reward_fn,
             num_prompts=num_prompts,
             group_size=group_size,
             seed=seed,
             device=device,
+            autocast_dtype=autocast_dtype,
         )
-        num_context_frames = self._first_prompt.context_frames.shape[1]
-        if num_context_frames != 1:
-            raise ValueError(f"prompts give {num_context_frames} context frames; cut clips with one")
         num_transitions, word_length = self._first_prompt.game_action_word.shape[1:]
-        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
         self.layout = TokenLayout(tokenizer.tokens_per_frame, num_transitions + 1, word_length)
         self.tokens_per_step = self.layout.tokens_per_step(tokens_per_step)
         self.num_word_ids = num_word_ids
-        self.autocast_dtype = autocast_dtype
         self._set_specs(*self._token_specs(), game_action_word=self._word_spec())
 
     @property
@@ -108,22 +102,38 @@ class TokenGenerationEnv(VideoGenerationEnv):
         """T, the steps of a whole episode."""
         return self.layout.num_steps(self.tokens_per_step)
 
-    @torch.no_grad()
-    def frames_of(self, tensordict: TensorDictBase, num_frames: int | None = None) -> Tensor:
-        """Decode the first frames of every row; see the base class."""
-        num_frames = self.layout.num_frames if num_frames is None else num_frames
-        places = self.layout.frame_positions[:num_frames].to(tensordict["token"].device)
-        codes = tensordict["token"][:, places].long()  # [N, num_frames, K]
-        device_type = codes.device.type
-        is_autocast = self.autocast_dtype is not None
-        with torch.autocast(device_type, dtype=self.autocast_dtype, enabled=is_autocast):
-            frames = self.tokenizer.decode(codes.clamp(min=0)).float()
-        is_finished = (codes >= 0).all(-1)[..., None, None, None]
-        return torch.where(is_finished, frames, 0.0)
+    @property
+    def interface(self) -> dict[str, Any]:
+        """Layout, k and the number of codes; see the base class."""
+        return {"layout": self.layout, "tokens_per_step": self.tokens_per_step, "num_codes": self.num_codes}
 
     def num_finished_frames(self, tensordict: TensorDictBase) -> Tensor:
-        """Frames that every row has so far, long ``[N, 1]``; 1 at the reset, F at the end."""
+        """See the base class."""
         return (tensordict["position"] + self.layout.word_length) // self.layout.block_length
+
+    def states_along(self, state: TensorDictBase, action: Tensor) -> TensorDict:
+        """See the base class."""
+        layout, device = self.layout, action.device
+        video = state["token"].clone()
+        video[:, layout.word_positions.to(device)] = state["game_action_word"].int()
+        video[:, layout.action_positions.to(device)] = action.flatten(1).int()
+        starts = layout.action_positions[:: self.tokens_per_step]
+        position = torch.cat([starts, torch.tensor([layout.sequence_length])]).to(device)  # [T + 1]
+        is_known = torch.arange(layout.sequence_length, device=device) < position[:, None]
+        # The last frame has no successor: its index stays.
+        frame_index = (position // layout.block_length).clamp(max=layout.num_frames - 1)
+        return TensorDict(
+            {
+                "token": torch.where(is_known, video[:, None], -1),  # [B, T + 1, L]
+                "position": position[:, None].expand(len(video), -1, 1),
+                "frame_index": frame_index[:, None].expand(len(video), -1, 1),
+            },
+            batch_size=[len(video), len(position)],
+        )
+
+    def _codes_of(self, tensordict: TensorDictBase) -> Tensor:
+        places = self.layout.frame_positions.to(tensordict["token"].device)
+        return tensordict["token"][:, places].long().clamp(min=0)  # [N, F, K]
 
     def _token_specs(self) -> tuple[Composite, Bounded]:
         rows, device = self.batch_size, self.device

@@ -5,16 +5,17 @@ from rlir_env.testing.identity import (
     IDENTITY_SPEC,
     IdentityInverseDynamics,
     IdentityPrompts,
-    IdentityTokenizer,
     IdentityWorld,
     identity_world,
     right_codes,
 )
+from rlir_env.testing.identity_tokenizers import IdentityLatents, IdentityTokenizer
 from rlir_env.testing.policies import RandomTokenPolicy
 
 __all__ = [
     "IDENTITY_SPEC",
     "IdentityInverseDynamics",
+    "IdentityLatents",
     "IdentityPrompts",
     "IdentityTokenizer",
     "IdentityWorld",

@@ -15,56 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from einops import repeat
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from rlir_env.envs import TokenGenerationEnv
+from rlir_env.envs import DenoisingEnv, TokenGenerationEnv
 from rlir_env.game_actions import GameActionSpec, Slot
 from rlir_env.inverse_dynamics import GameActionReading, InverseDynamicsModel
 from rlir_env.prompts import GenerationPrompt, PromptSource
 from rlir_env.rewards import InverseDynamicsReward
-from rlir_env.tokenizers import Tokenizer
+from rlir_env.schedules import shifted_grid
+from rlir_env.testing.identity_tokenizers import IdentityLatents, IdentityTokenizer
 
 IDENTITY_SPEC = GameActionSpec((Slot("move", ("none", "left", "right")), Slot("jump", ("none", "pressed"))))
 
 # What every class gets besides its votes: log-probabilities stay finite, and a wrong reading has
 # log(1/102) or so.
 _FREE_VOTES = 0.01
-
-
-class IdentityTokenizer(Tokenizer):
-    """Codes are grey levels: decoding paints one patch per token, encoding reads them exactly."""
-
-    def __init__(self, num_codes: int = 6, grid_size: tuple[int, int] = (1, 2), patch_size: int = 4) -> None:
-        """Lay out the patches.
-
-        Args:
-            num_codes: Grey levels, 2 to 128 (so that uint8 frames keep them apart).
-            grid_size: Patches down and across.
-            patch_size: Pixels of a patch's side.
-
-        Raises:
-            ValueError: if the levels could not be told apart.
-        """
-        super().__init__()
-        if not 2 <= num_codes <= 128:
-            raise ValueError(f"num_codes={num_codes}: use 2..128, uint8 frames hold no more levels")
-        self.num_codes = num_codes
-        self.grid_size = grid_size
-        self.frame_size = (grid_size[0] * patch_size, grid_size[1] * patch_size)
-        self.patch_size = patch_size
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Read float frames ``[N, 3, H, W]`` as codes ``[N, K]``."""
-        levels = avg_pool2d(frames, self.patch_size).mean(1)  # [N, h, w]
-        return (levels * (self.num_codes - 1)).round().long().flatten(1)
-
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Paint codes ``[N, K]`` as frames ``[N, 3, H, W]``."""
-        levels = (codes / (self.num_codes - 1)).unflatten(-1, self.grid_size)
-        sides = {"h": self.patch_size, "w": self.patch_size}
-        return repeat(levels, "n r c -> n 3 (r h) (c w)", **sides)
 
 
 class IdentityInverseDynamics(InverseDynamicsModel):
@@ -168,10 +133,22 @@ class IdentityWorld:
 
     def env(self, split: str = "dev", match: str = "per_slot", **kwargs) -> TokenGenerationEnv:
         """A token env of this world; further keywords are those of :class:`TokenGenerationEnv`."""
-        reward_fn = InverseDynamicsReward(self.coach, match=match, class_frequency=self.class_frequency)
+        reward_fn = self._reward_fn(match)
         return TokenGenerationEnv(
             self.prompts[split], self.tokenizer, reward_fn, num_word_ids=self.num_word_ids, **kwargs
         )
+
+    def denoising_env(
+        self, split: str = "dev", match: str = "per_slot", num_denoising_steps: int = 4, **kwargs
+    ) -> DenoisingEnv:
+        """A denoising env of this world's frames; further keywords are those of :class:`DenoisingEnv`."""
+        timesteps = shifted_grid(num_denoising_steps)
+        return DenoisingEnv(
+            self.prompts[split], IdentityLatents(self.tokenizer), self._reward_fn(match), timesteps, **kwargs
+        )
+
+    def _reward_fn(self, match: str) -> InverseDynamicsReward:
+        return InverseDynamicsReward(self.coach, match=match, class_frequency=self.class_frequency)
 
 
 def identity_world(
@@ -204,7 +181,7 @@ def identity_world(
     )
 
 
-def right_codes(game_action: Tensor, tokenizer: Tokenizer) -> Tensor:
+def right_codes(game_action: Tensor, tokenizer: IdentityTokenizer) -> Tensor:
     """Codes ``[..., K]`` that show game actions ``[..., S]``; one right answer of several."""
     slot_of_token = torch.arange(tokenizer.tokens_per_frame) % game_action.shape[-1]
     return game_action[..., slot_of_token.to(game_action.device)]

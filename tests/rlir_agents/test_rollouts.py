@@ -119,5 +119,5 @@ def test_any_policy_can_be_collected_stepwise() -> None:
 
 
 def test_policy_and_env_must_fit() -> None:
-    with pytest.raises(ValueError, match="makes 12 tokens a step"):
+    with pytest.raises(ValueError, match="in 3 steps, the env .* in 36"):
         collect(make_env(1), make_policy(make_env("frame")))

@@ -102,8 +102,8 @@ def test_tokens_do_not_depend_on_batch_or_granularity() -> None:
     torch.manual_seed(99)  # the global generator has no say
     rows = torch.tensor([13, 2, 7])
     part = make_policy(env).generate(state[rows].clone())
-    assert torch.equal(part[0], whole[0][rows])
-    torch.testing.assert_close(part[1], whole[1][rows], atol=1e-5, rtol=0)
+    assert torch.equal(part["action"], whole["action"][rows])
+    torch.testing.assert_close(part["action_log_prob"], whole["action_log_prob"][rows], atol=1e-5, rtol=0)
 
 
 def test_cache_follows_the_tokens_and_the_weights() -> None:
