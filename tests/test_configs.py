@@ -117,7 +117,7 @@ def test_published_sizes(override, num_parameters):
     assert sum(p.numel() for p in built.parameters()) == num_parameters
 
 
-BUDGET = {"tokenizer": 3e6, "idm": 3e6, "mineworld": 10e6}  # bytes, stored in float16
+BUDGET = {"tokenizer": 3e6, "kl_tokenizer": 3e6, "idm": 3e6, "mineworld": 10e6, "nfd": 10e6}  # bytes, stored in float16
 
 
 @pytest.mark.parametrize("model, budget", BUDGET.items())

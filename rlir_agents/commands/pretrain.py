@@ -1,12 +1,15 @@
 """rlir pretrain: make a tokenizer, an inverse dynamics model or a world model from recorded gameplay.
 
 Gameplay is recorded first where it is missing, so each command makes its model from nothing; a world model needs a
-tokenizer, its own or the shipped one. Stopped runs go on with the same command.
+tokenizer (mineworld the tokenizer, nfd the kl_tokenizer), its own or the shipped one. Stopped runs go on with the same
+command.
 
     rlir pretrain model=tokenizer
     rlir pretrain model=idm                   # the coach
     rlir pretrain model=idm idm=judge
     rlir pretrain model=mineworld
+    rlir pretrain model=kl_tokenizer
+    rlir pretrain model=nfd
     rlir pretrain model=idm recordings.folder=my/recordings   # yours: <folder>/<set>/<name>.mp4 with .jsonl
 
 It leaves in run_dir: model.safetensors, model.json (how it was made, figures on held-out maps), metrics/, checkpoints/.

@@ -22,11 +22,11 @@ import rlir_env.assets
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_env.assets import AssetFolder, asset_folder, read_tokenizer, write_prompts
 from rlir_env.assets.cards import write_cards
-from rlir_env.assets.folder import MODELS, RECORDINGS_OF_SPLIT, SPLITS, making_commands
+from rlir_env.assets.folder import MODELS, RECORDINGS_OF_SPLIT, SPLITS, TOKENIZER_OF, making_commands
 from rlir_env.checkpoints import fingerprint, load_safetensors, save_safetensors
 
 # What may come from the same maps; the coach, the judge and each split for tuning or testing stand alone.
-_OF_WORLD_MODEL = ("tokenizer", "mineworld", "train")
+_OF_WORLD_MODEL = ("tokenizer", "kl_tokenizer", "mineworld", "nfd", "train")
 LICENCES = {"weights": "MIT", "game_data": "Freedoom, BSD-3-Clause"}
 
 
@@ -98,20 +98,21 @@ def _facts(source: Path) -> dict[str, Any]:
 
 
 def _ship_model(folder: AssetFolder, source: Path, name: str, facts: dict[str, Any]) -> str:
+    if name in TOKENIZER_OF:
+        _check_tokenizer(folder, source, TOKENIZER_OF[name], facts.get("tokenizer"))
     weights, metadata = load_safetensors(source / "model.safetensors")
     target = f"{name}.safetensors"
     save_safetensors(folder.path / target, weights, metadata, torch.float16)
-    facts = {key: value for key, value in facts.items() if key != "name"}
-    if "tokenizer" in facts:
-        _check_tokenizer(folder, source, facts.pop("tokenizer"))
+    facts = {key: value for key, value in facts.items() if key not in ("name", "tokenizer")}
     folder.manifest.add(target, **facts, licence=LICENCES)
     return target
 
 
-def _check_tokenizer(folder: AssetFolder, source: Path, trained_on: str) -> None:
-    shipped = read_tokenizer(folder.model_file("tokenizer"))
+def _check_tokenizer(folder: AssetFolder, source: Path, tokenizer: str, trained_on: str | None) -> None:
+    """A world model knows the codes of one tokenizer; with another one beside it, it would generate noise."""
+    shipped = read_tokenizer(folder.model_file(tokenizer))
     if fingerprint([shipped], torch.float16) != trained_on:
-        raise ValueError(f"{source} was trained on another tokenizer than the shipped one: ship that one first")
+        raise ValueError(f"{source} was not trained on the shipped {tokenizer}: ship that of its training first")
 
 
 def _ship_prompts(folder: AssetFolder, source: Path, split: str, config: Config) -> str:

@@ -3,6 +3,6 @@
 from rlir_agents.policies.denoising import DenoisingPolicy
 from rlir_agents.policies.latent_steps import LatentSteps
 from rlir_agents.policies.token import TokenPolicy
-from rlir_agents.policies.value import TokenValue
+from rlir_agents.policies.value import LatentValue, TokenValue
 
-__all__ = ["DenoisingPolicy", "LatentSteps", "TokenPolicy", "TokenValue"]
+__all__ = ["DenoisingPolicy", "LatentSteps", "LatentValue", "TokenPolicy", "TokenValue"]

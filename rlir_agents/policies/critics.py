@@ -1,20 +1,19 @@
-"""A critic of the world model's own architecture, for algorithms that need one; the paper's GRPO does not."""
+"""What ``configs/algorithm/ppo.yaml`` names: a critic for algorithms that need one; the paper's GRPO does not."""
 
 from __future__ import annotations
 
-import copy
+from typing import Protocol
 
-import torch
-
-from rlir_agents.policies.value import TokenValue
-from rlir_agents.world_models import TokenWorldModel
+from tensordict.nn import TensorDictModuleBase
 
 
-def critic_like(world_model: TokenWorldModel, *, autocast_dtype: torch.dtype | None = None) -> TokenValue:
-    """A critic on a copy of the world model, so that the two learn apart.
+class HasCritic(Protocol):
+    """A policy that knows what a critic of its own architecture looks like."""
 
-    Args:
-        world_model: copied with its weights.
-        autocast_dtype: see `TokenValue`.
-    """
-    return TokenValue(copy.deepcopy(world_model), autocast_dtype=autocast_dtype)
+    def make_critic(self) -> TensorDictModuleBase:
+        """A critic that learns apart from the policy."""
+
+
+def critic_like(policy: HasCritic) -> TensorDictModuleBase:
+    """A critic of the policy's own architecture."""
+    return policy.make_critic()

@@ -11,6 +11,7 @@ game-action vector; c, h, w a latent's channels, height and width.
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
@@ -19,8 +20,9 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from rlir_agents.hardware import autocast
-from rlir_agents.policies.latent_sequence import Arrangement, latent_sequences_of
+from rlir_agents.policies.latent_sequence import Arrangement, check_fit, constant_of, latent_sequences_of
 from rlir_agents.policies.latent_steps import LatentSteps
+from rlir_agents.policies.value import LatentValue
 from rlir_agents.world_models import ActionEncoder, FrameReader, LatentWorldModel, NFDGroups, as_context
 from rlir_env.layout import LatentLayout
 from rlir_env.noise import INITIAL_NOISE, STEP_SELECTION, step_normal, step_uniform
@@ -134,6 +136,16 @@ class DenoisingPolicy(TensorDictModuleBase):
         """Memory that the cache of the last collection holds."""
         return self._reader.cache_bytes
 
+    def make_critic(self) -> LatentValue:
+        """A critic on a copy of the world model, so that the two learn apart."""
+        return LatentValue(
+            copy.deepcopy(self.world_model),
+            self.layout,
+            action_encoder=self.action_encoder,
+            context_timestep=self.context_timestep,
+            autocast_dtype=self.autocast_dtype,
+        )
+
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take one env step.
@@ -188,14 +200,11 @@ class DenoisingPolicy(TensorDictModuleBase):
             ValueError: if the env steps of a row do not belong to one trajectory.
         """
         items = latent_sequences_of(tensordict)
-        num_rows = len(items.frames)
-        # Constants of a trajectory: its first env step tells.
         prompt_seed, episode_seed = (
-            tensordict[key].reshape(num_rows, -1)[:, 0] for key in ("prompt_seed", "episode_seed")
+            constant_of(tensordict, key).squeeze(-1) for key in ("prompt_seed", "episode_seed")
         )
-        game_action = tensordict["game_action"]
-        game_action = game_action.reshape(num_rows, -1, *game_action.shape[-2:])[:, 0]
-        rows = torch.arange(num_rows, device=items.latent.device)[:, None]
+        game_action = constant_of(tensordict, "game_action", 2)
+        rows = torch.arange(len(items.frames), device=items.latent.device)[:, None]
         is_counted = self._selected(episode_seed)[rows, items.frame_index - 1, items.denoising_step]  # [B, I]
         shape = (*tensordict.batch_size, self.steps_per_action)
         if not is_counted.any():
@@ -256,25 +265,6 @@ class DenoisingPolicy(TensorDictModuleBase):
             *steps.shape[:2], self.layout.num_denoising_steps, dtype=torch.bool, device=steps.device
         )
         return is_selected.scatter(-1, steps, True)
-
-
-def check_fit(world_model: LatentWorldModel, layout: LatentLayout, action_encoder: ActionEncoder) -> None:
-    """Hold a model against the videos that it is to make.
-
-    Raises:
-        ValueError: if it reads other latents, shorter videos or other vectors.
-    """
-    if world_model.latent_shape != layout.latent_shape or world_model.max_frames < layout.num_frames:
-        raise ValueError(
-            f"videos of {layout.num_frames} frames of {layout.latent_shape}, but the world model is made for at most "
-            f"{world_model.max_frames} of {world_model.latent_shape}; use the tokenizer that it was trained with, and "
-            "not more frames"
-        )
-    if world_model.action_dim != action_encoder.dim:
-        raise ValueError(
-            f"the action encoder gives {action_encoder.dim} numbers, the world model reads {world_model.action_dim}: "
-            "set action_encoder to the one that it was trained with"
-        )
 
 
 def common_place(tensordict: TensorDictBase) -> tuple[int, int]:

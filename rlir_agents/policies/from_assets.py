@@ -8,17 +8,22 @@ from rlir_agents.hardware import default_autocast_dtype
 from rlir_agents.policies.token import TokenPolicy
 from rlir_agents.world_models.loading import read_world_model
 from rlir_agents.world_models.mineworld import MineWorld
+from rlir_agents.world_models.nfd import NFD
 from rlir_env.assets import asset_folder, read_tokenizer
 from rlir_env.layout import TokenLayout
 
 
-def shipped_world_model(world: str = "doom") -> MineWorld:
-    """The base model of a shipped world, in float32, ready to be trained on.
+def shipped_world_model(world: str = "doom", name: str = "mineworld") -> MineWorld | NFD:
+    """A base model of a shipped world, in float32, ready to be trained on.
+
+    Args:
+        world: name of the asset set.
+        name: ``"mineworld"``, or ``"nfd"`` for the one that denoises latents.
 
     Raises:
-        ValueError: if there is no such world or it has no base model.
+        ValueError: if there is no such world or it has no such base model.
     """
-    return read_world_model(asset_folder(world).model_file("mineworld"))
+    return read_world_model(asset_folder(world).model_file(name))
 
 
 def policy_from_assets(
@@ -47,8 +52,11 @@ def policy_from_assets(
         >>> core.rollout(core.num_steps, policy)["next", "reward"][:, -1]  # doctest: +SKIP
     """
     tokenizer = read_tokenizer(asset_folder(world).model_file("tokenizer"))
+    world_model = shipped_world_model(world)
+    if not isinstance(world_model, MineWorld):
+        raise ValueError(f"the file mineworld of {world} holds a {type(world_model).__name__}: ship it as=nfd")
     return TokenPolicy(
-        shipped_world_model(world).to(device),
+        world_model.to(device),
         TokenLayout(tokenizer.tokens_per_frame),
         tokens_per_step,
         temperature=temperature,

@@ -17,6 +17,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from rlir_agents.world_models import ActionEncoder, LatentWorldModel
+from rlir_env.layout import LatentLayout
+
 
 class LatentSequences(NamedTuple):
     """Trajectories of a tensordict, one item a denoising step.
@@ -73,6 +76,19 @@ def latent_sequences_of(tensordict: TensorDictBase, with_action: bool = True) ->
     )
 
 
+def constant_of(tensordict: TensorDictBase, key: str, num_dims: int = 1) -> Tensor:
+    """An entry that never changes in a trajectory, ``[B, ...]`` of ``[..., T]`` or ``[B]``.
+
+    Args:
+        tensordict: As for :func:`latent_sequences_of`.
+        key: Of the entry.
+        num_dims: How many dimensions it has of its own.
+    """
+    num_steps = tensordict.batch_size[-1] if tensordict.batch_dims > 1 else 1
+    entry = tensordict[key]
+    return entry.reshape(-1, num_steps, *entry.shape[-num_dims:])[:, 0]
+
+
 @dataclass(frozen=True)
 class Arrangement:
     """Items beside the frames that they belong to: a grid ``[B, M, K]`` with room for every frame's items.
@@ -120,3 +136,22 @@ class Arrangement:
     def collect(self, grid: Tensor) -> Tensor:
         """Values ``[n, ...]`` of the arranged items from a grid ``[B, M, K, ...]``."""
         return grid[self.row, self.frame, self.slot]
+
+
+def check_fit(world_model: LatentWorldModel, layout: LatentLayout, action_encoder: ActionEncoder) -> None:
+    """Hold a model against the videos that it is to make.
+
+    Raises:
+        ValueError: if it reads other latents, shorter videos or other vectors.
+    """
+    if world_model.latent_shape != layout.latent_shape or world_model.max_frames < layout.num_frames:
+        raise ValueError(
+            f"videos of {layout.num_frames} frames of {layout.latent_shape}, but the world model is made for at most "
+            f"{world_model.max_frames} of {world_model.latent_shape}; use the tokenizer that it was trained with, and "
+            "not more frames"
+        )
+    if world_model.action_dim != action_encoder.dim:
+        raise ValueError(
+            f"the action encoder gives {action_encoder.dim} numbers, the world model reads {world_model.action_dim}: "
+            "set action_encoder to the one that it was trained with"
+        )

@@ -9,6 +9,8 @@ Letters: B rows, T steps, k tokens per step, F frames, K tokens of a frame, L se
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -17,6 +19,7 @@ from torch.distributions import Categorical
 
 from rlir_agents.hardware import autocast
 from rlir_agents.policies.sequence import known_prefix, sequences_of
+from rlir_agents.policies.value import TokenValue
 from rlir_agents.world_models import Decoder, TokenSampler, TokenWorldModel
 from rlir_env.layout import TokenLayout
 
@@ -93,6 +96,10 @@ class TokenPolicy(TensorDictModuleBase):
     def cache_bytes(self) -> int:
         """Memory that the key/value cache of the last collection holds."""
         return self._decoder.cache_bytes
+
+    def make_critic(self) -> TokenValue:
+        """A critic on a copy of the world model, so that the two learn apart."""
+        return TokenValue(copy.deepcopy(self.world_model), autocast_dtype=self.autocast_dtype)
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -50,9 +50,7 @@ class InverseDynamicsTask(PretrainingTask):
         module.start_from_class_shares(shares, power=1 - prior_share)
         self._log_prior = (prior_share * _log_frequency(shares)).to(self.device)
         self._training, self._num_frames, self._clips_per_batch = training, num_frames, clips_per_batch
-        starts = validation.clip_starts(num_frames)
-        every = max(1, len(starts) // num_validation_clips)
-        self._held_out = validation.clips(starts[::every][:num_validation_clips], num_frames)
+        self._held_out = validation.clips(validation.spread_starts(num_validation_clips, num_frames), num_frames)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per transition, summed over slots."""

@@ -25,9 +25,7 @@ def draw_frames(archive: FrameArchive, num_frames: int, generator: torch.Generat
 
 def spread_frames(archive: FrameArchive, num_frames: int) -> Tensor:
     """Pick frames evenly, always the same: uint8 ``[N, 3, H, W]``, fewer if the archive has no more."""
-    starts = archive.clip_starts(1)
-    every = max(1, len(starts) // num_frames)
-    return archive.clips(starts[::every][:num_frames], 1).frames[:, 0]
+    return archive.clips(archive.spread_starts(num_frames, 1), 1).frames[:, 0]
 
 
 def pixel_error(reconstruction: Tensor, frames: Tensor) -> Tensor:

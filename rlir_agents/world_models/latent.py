@@ -40,6 +40,11 @@ class LatentWorldModel(nn.Module, ABC):
     max_frames: int
     action_dim: int
 
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """Width of a frame's hidden state, for whoever puts a head on the model."""
+
     @abstractmethod
     def forward(self, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None) -> Tensor:
         """Velocities of all frames; each sees itself and those before it, as they are given.
@@ -97,6 +102,31 @@ class LatentWorldModel(nn.Module, ABC):
 
         Raises:
             ValueError: if shapes do not fit or the cache is full.
+        """
+
+    @abstractmethod
+    def hidden_of_steps(
+        self,
+        context: Tensor,
+        context_timestep: Tensor,
+        latent: Tensor,
+        timestep: Tensor,
+        game_action_vector: Tensor | None,
+    ) -> Tensor:
+        """What the model makes of frames at selected denoising steps, before its head: means over their tokens.
+
+        Args:
+            context: As in :meth:`velocity_of_steps`, and so are the others.
+            context_timestep: See there.
+            latent: See there.
+            timestep: See there.
+            game_action_vector: See there.
+
+        Returns:
+            float32 ``[B, M, K, hidden_size]``.
+
+        Raises:
+            ValueError: if shapes do not fit, or the video is too long.
         """
 
     @abstractmethod

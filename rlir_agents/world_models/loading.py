@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,12 @@ from torch import Tensor
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
 from rlir_agents.world_models.nfd import NFD, NFDConfig
 from rlir_env.checkpoints import load_foreign, load_safetensors, load_strict
+
+# By the class that is written in our own files, from sizes to an untrained model.
+_BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD]] = {
+    "MineWorld": lambda sizes: MineWorld(MineWorldConfig(**sizes)),
+    "NFD": lambda sizes: NFD(NFDConfig(**sizes)),
+}
 
 _TRUNK = "transformer."  # published files hold the tokenizer beside it, which lives in rlir_env.tokenizers
 
@@ -22,11 +28,11 @@ _NFD_MASK = ".attn_mask_"
 _NFD_HEAD_DIM = 64
 
 
-def read_world_model(path: str | Path) -> MineWorld:
-    """Build and fill the world model of a file of ``rlir pretrain`` or of a shipped one.
+def read_world_model(path: str | Path) -> MineWorld | NFD:
+    """Build and fill the world model of a file of ``rlir pretrain`` or of a shipped one, whichever it is.
 
     Args:
-        path: our own safetensors file; its sizes are in it.
+        path: our own safetensors file; its class and sizes are in it.
 
     Returns:
         The model in float32, ready to be trained on.
@@ -34,8 +40,11 @@ def read_world_model(path: str | Path) -> MineWorld:
     Raises:
         ValueError: if the file holds something else.
     """
-    weights, sizes = _read_own(path, MineWorld.__name__)
-    model = MineWorld(MineWorldConfig(**sizes))
+    weights, facts = load_safetensors(path)
+    name = facts.get("class")
+    if name not in _BUILDERS:
+        raise ValueError(f"{path} holds a {name}, no world model: give a file of {' or '.join(_BUILDERS)}")
+    model = _BUILDERS[name](facts["sizes"])
     load_strict(model, weights)
     return model
 
@@ -54,18 +63,6 @@ def make_mineworld(config: MineWorldConfig, weights: str | Path | None = None) -
     if weights is not None:
         published = load_foreign(weights)
         load_strict(model, {key: value for key, value in published.items() if key.startswith(_TRUNK)})
-    return model
-
-
-def read_nfd(path: str | Path) -> NFD:
-    """Build and fill the diffusion world model of one of our own files; otherwise as :func:`read_world_model`.
-
-    Raises:
-        ValueError: if the file holds something else.
-    """
-    weights, sizes = _read_own(path, NFD.__name__)
-    model = NFD(NFDConfig(**sizes))
-    load_strict(model, weights)
     return model
 
 
@@ -142,11 +139,3 @@ def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14
         "action_embedding": embeddings[found[0]],
     }
     return NFDConfig(**{**sizes, **settings})
-
-
-def _read_own(path: str | Path, class_name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and sizes of one of our own files."""
-    weights, facts = load_safetensors(path)
-    if facts.get("class") != class_name:
-        raise ValueError(f"{path} holds a {facts.get('class')}, not a {class_name}")
-    return weights, facts["sizes"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rlir_agents.world_models.frame_attention import FrameLayout, frame_attention
 from rlir_agents.world_models.frame_cache import FrameCache
-from rlir_agents.world_models.latent import LatentWorldModel, check_frames
+from rlir_agents.world_models.latent import LatentWorldModel, check_frames, check_steps
 from rlir_agents.world_models.nfd_layers import (
     Attend,
     Block,
@@ -197,6 +197,25 @@ class NFD(LatentWorldModel):
         frame_index = [cache.num_frames]
         return self._velocity(latent, timestep, vector, frame_index, lambda layer: partial(cache.attend, layer))
 
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.config.hidden_size
+
+    def hidden_of_steps(
+        self,
+        context: Tensor,
+        context_timestep: Tensor,
+        latent: Tensor,
+        timestep: Tensor,
+        game_action_vector: Tensor | None,
+    ) -> Tensor:
+        """Hidden states of K copies of the last M frames; see the base class."""
+        check_frames(self, context, context_timestep, None)
+        check_steps(self, context, latent, timestep, game_action_vector)
+        layout, hidden, _ = self._joint_hidden(context, context_timestep, latent, timestep, game_action_vector)
+        return hidden[:, layout.noisy_copies].mean(2).unflatten(1, latent.shape[1:3])
+
     def _joint_velocity(
         self,
         context: Tensor,
@@ -205,7 +224,21 @@ class NFD(LatentWorldModel):
         timestep: Tensor,
         game_action_vector: Tensor | None,
     ) -> Tensor:
-        """Velocities of K copies of the last M frames; see the base class."""
+        """Velocity of K copies of the last M frames; see the base class."""
+        joint = self._joint_hidden(context, context_timestep, latent, timestep, game_action_vector)
+        layout, hidden, condition = joint
+        velocity = self.final_layer(hidden, condition, self.config.grid)
+        return velocity[:, layout.noisy_copies].unflatten(1, latent.shape[1:3])
+
+    def _joint_hidden(
+        self,
+        context: Tensor,
+        context_timestep: Tensor,
+        latent: Tensor,
+        timestep: Tensor,
+        game_action_vector: Tensor | None,
+    ) -> tuple[FrameLayout, Tensor, Tensor]:
+        """One pass over the clean frames and K copies of the last M: where they stand, and what `_hidden` gives."""
         num_clean, (num_generated, num_steps) = context.shape[1], latent.shape[1:3]
         num_frames = num_clean + 1
         layout = FrameLayout(num_frames, num_clean, num_steps, num_frames - num_generated)
@@ -217,8 +250,7 @@ class NFD(LatentWorldModel):
         copies = torch.cat([context, latent.flatten(1, 2)], dim=1)[:, source]
         timesteps = torch.cat([context_timestep, timestep.flatten(1)], dim=1)[:, source]
         vectors = None if game_action_vector is None else game_action_vector[:, layout.frame_index]
-        velocity = self._velocity(copies, timesteps, vectors, layout.frame_index, lambda layer: attend)
-        return velocity[:, layout.noisy_copies].unflatten(1, (num_generated, num_steps))
+        return layout, *self._hidden(copies, timesteps, vectors, layout.frame_index, lambda layer: attend)
 
     def _velocity(
         self,
@@ -229,6 +261,18 @@ class NFD(LatentWorldModel):
         attend_of_layer: Callable[[int], Attend],
     ) -> Tensor:
         """The network on copies of frames ``[B, U, c, h, w]`` with their timesteps and vectors."""
+        hidden, condition = self._hidden(latent, timestep, vector, frame_index, attend_of_layer)
+        return self.final_layer(hidden, condition, self.config.grid)
+
+    def _hidden(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        vector: Tensor | None,
+        frame_index: list[int],
+        attend_of_layer: Callable[[int], Attend],
+    ) -> tuple[Tensor, Tensor]:
+        """Everything before the head: hidden states ``[B, U, S, d]`` and the frames' conditions ``[B, U, d]``."""
         config = self.config
         rotary = rotary_table(frame_index, config.grid, config.axis_dims, config.rope_theta, latent.device)
         with precise(latent):
@@ -239,7 +283,7 @@ class NFD(LatentWorldModel):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for layer, block in enumerate(self.blocks):
             x = block(x, condition, rotary, attend_of_layer(layer))
-        return self.final_layer(x, condition, config.grid)
+        return x, condition
 
     def _label(self, timestep: Tensor) -> Tensor:
         label = _LABELS * timestep.float()

@@ -10,12 +10,16 @@ from rlir_env.checkpoints import load_safetensors
 
 _PURPOSES = {
     "tokenizer": "Turns frames into codes and back (MineWorld's VQ-VAE at preset size). Frozen in post-training.",
+    "kl_tokenizer": "Turns frames into continuous latents and back (NFD's KL autoencoder at preset size). Frozen in "
+    "post-training.",
     "coach": "Reads game actions from video (VPT's inverse dynamics model at preset size). It rewards; what it does "
     "not see cannot be learnt, and what it misreads can be exploited.",
     "judge": "Reads game actions from video, of the coach's architecture, trained on other maps from another seed. For "
     "final figures only: a judge that has been optimised against is no judge.",
     "mineworld": "Continues gameplay token by token under game actions (MineWorld's architecture at preset size). The "
     "base model of post-training: it has seen no reward.",
+    "nfd": "Continues gameplay by denoising latents frame by frame under game actions (NFD's architecture at preset "
+    "size). The base model of post-training with diffusion: it has seen no reward.",
 }
 _LIMITS = (
     "Trained on gameplay of one engine without monsters, at a low resolution, by an explorer rather than by people: "

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from rlir_env.assets.manifest import Manifest
 
-MODELS = ("tokenizer", "coach", "judge", "mineworld")
+MODELS = ("tokenizer", "kl_tokenizer", "coach", "judge", "mineworld", "nfd")
+TOKENIZER_OF = {"mineworld": "tokenizer", "nfd": "kl_tokenizer"}
+"""Of each world model the tokenizer that it was trained on, and without which it is of no use."""
 SPLITS = ("train", "dev", "test")
 RECORDINGS_OF_SPLIT = {"train": "world_model", "dev": "dev", "test": "test"}
 """The map set that each split of prompts is cut from; prompts to train on come from the world model's own maps."""
@@ -29,8 +31,11 @@ class AssetFolder:
         """The checked weights of one of the :data:`MODELS`.
 
         Raises:
-            ValueError: naming the making command if the file is missing, or if it is not the manifest's.
+            ValueError: naming the making command if the file is missing; if it is not the manifest's; or if there is no
+                model of this name.
         """
+        if name not in MODELS:
+            raise ValueError(f"no model {name!r}: use one of {', '.join(MODELS)}")
         return self._checked(f"{name}.safetensors", making_commands(name))
 
     def prompt_files(self, split: str) -> Path:

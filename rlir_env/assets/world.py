@@ -69,23 +69,24 @@ class ShippedPrompts(Mapping[str, PromptSource]):
         return len(SPLITS)
 
 
-def load_world(name: str = "doom") -> World:
+def load_world(name: str = "doom", tokenizer: str = "tokenizer") -> World:
     """Load a shipped world, or one from a folder that ``rlir ship into=FOLDER`` has filled.
 
     Args:
         name: of a folder beside this file, or a path.
+        tokenizer: ``"tokenizer"`` for the ids that MineWorld generates, ``"kl_tokenizer"`` for NFD's latents.
 
     Raises:
-        ValueError: if there is no such world, or a file is missing or was changed.
+        ValueError: if there is no such world or tokenizer, or a file is missing or was changed.
     """
     folder = asset_folder(name)
-    tokenizer = read_tokenizer(folder.model_file("tokenizer"))
+    coder = read_tokenizer(folder.model_file(tokenizer))
     coach, facts = read_model(folder.model_file("coach"), IDMS)
     visible = folder.manifest.about.get("visible_slots")
     return World(
-        tokenizer=tokenizer,
+        tokenizer=coder,
         coach=coach,
-        prompts=ShippedPrompts(folder, tokenizer.frame_size),
+        prompts=ShippedPrompts(folder, coder.frame_size),
         class_frequency=facts["class_frequency"],
         visible_slots=None if visible is None else tuple(visible),
     )

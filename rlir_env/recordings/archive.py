@@ -170,8 +170,14 @@ class FrameArchive:
             torch.from_numpy(self.words[actions]),
         )
 
-    def sample_clips(self, num_clips: int, num_frames: int, generator: torch.Generator) -> ClipBatch:
-        """Draw B clips uniformly, with replacement.
+    def spread_starts(self, num_clips: int, num_frames: int) -> np.ndarray:
+        """Pick clips evenly, always the same: their first frames, int64 ``[B]``, fewer if there are no more clips."""
+        starts = self.clip_starts(num_frames)
+        every = max(1, len(starts) // num_clips)
+        return starts[::every][:num_clips]
+
+    def draw_starts(self, num_clips: int, num_frames: int, generator: torch.Generator) -> np.ndarray:
+        """Draw clips uniformly, with replacement: their first frames, int64 ``[B]``.
 
         Raises:
             ValueError: if the filter keeps no window of this length.
@@ -182,8 +188,11 @@ class FrameArchive:
                 f"no clip of {num_frames} frames in {len(self.recordings)} recordings; record "
                 f"longer ones or relax the filter {self.clip_filter}"
             )
-        chosen = torch.randint(len(starts), (num_clips,), generator=generator)
-        return self.clips(starts[chosen.numpy()], num_frames)
+        return starts[torch.randint(len(starts), (num_clips,), generator=generator).numpy()]
+
+    def sample_clips(self, num_clips: int, num_frames: int, generator: torch.Generator) -> ClipBatch:
+        """Draw B clips; see :meth:`draw_starts`."""
+        return self.clips(self.draw_starts(num_clips, num_frames, generator), num_frames)
 
 
 def _stamps(path: Path) -> list[tuple[str, int, int]]:

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_assets import FRAME_SIZE, IDM, MINEWORLD, TOKENIZER, write_gameplay
+from tiny_assets import FRAME_SIZE, IDM, KL_TOKENIZER, MINEWORLD, NFD_SIZES, TOKENIZER, write_gameplay
 
 from rlir_agents.finite_checks import NonFiniteError
 from rlir_agents.pretraining import (
+    FlowTask,
     InverseDynamicsTask,
     KLTokenizerTask,
+    LatentGameplay,
     Pretrainer,
     PretrainingConfig,
     PretrainingTask,
@@ -19,12 +21,12 @@ from rlir_agents.pretraining import (
 )
 from rlir_agents.pretraining.augmentation import mirror
 from rlir_agents.run_folder import RunFolder
-from rlir_agents.world_models import MineWorld
+from rlir_agents.world_models import NFD, MineWorld, NFDGroups
 from rlir_env.game_actions import MINECRAFT
 from rlir_env.inverse_dynamics import VPTInverseDynamics
 from rlir_env.layout import TokenLayout
 from rlir_env.recordings import ClipFilter, FrameArchive, list_recordings
-from rlir_env.tokenizers import KLConfig, KLTokenizer, VQTokenizer
+from rlir_env.tokenizers import KLTokenizer, VQTokenizer
 
 NUMBERS = PretrainingConfig(num_steps=4, learning_rate=1e-2, warmup_steps=1, validate_every=2, checkpoint_every=1)
 
@@ -43,8 +45,7 @@ def tokenizer_task(archive):
 
 
 def kl_tokenizer_task(archive):
-    config = KLConfig(FRAME_SIZE, ch=8, ch_mult=(1, 1), num_res_blocks=1, embed_dim=4, norm_num_groups=4)
-    return KLTokenizerTask(KLTokenizer(config), archive, archive, frames_per_batch=4)
+    return KLTokenizerTask(KLTokenizer(KL_TOKENIZER), archive, archive, frames_per_batch=4)
 
 
 def idm_task(archive):
@@ -57,7 +58,16 @@ def world_model_task(archive):
     return WorldModelTask(MineWorld(MINEWORLD), gameplay, gameplay, layout, clips_per_batch=2)
 
 
-TASKS = [tokenizer_task, kl_tokenizer_task, idm_task, world_model_task]
+def flow_task(archive, **forcing):
+    gameplay = LatentGameplay(archive, KLTokenizer(KL_TOKENIZER).eval(), num_frames=6)
+    return FlowTask(NFD(NFD_SIZES), gameplay, gameplay, NFDGroups(), clips_per_batch=2, **forcing)
+
+
+def teacher_forced_flow_task(archive):
+    return flow_task(archive, forcing="teacher", copies_per_frame=2, context_timestep=0.1)
+
+
+TASKS = [tokenizer_task, kl_tokenizer_task, idm_task, world_model_task, flow_task, teacher_forced_flow_task]
 
 
 def make(make_task, archive):

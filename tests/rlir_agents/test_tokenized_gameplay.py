@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_assets import FRAME_SIZE, TOKENIZER, write_gameplay
 
-from rlir_agents.pretraining import TokenizedGameplay, world_model
+from rlir_agents.pretraining import TokenizedGameplay, encoded_gameplay
 from rlir_env.layout import TokenLayout
 from rlir_env.recordings import ClipFilter, FrameArchive, list_recordings
-from rlir_env.tokenizers import VQTokenizer
+from rlir_env.tokenizers import KLConfig, KLTokenizer, VQTokenizer
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def archive(tmp_path):
 def num_encodings(monkeypatch):
     """A list that grows with every encoding of the frames."""
     calls = []
-    encode_all = world_model._encode_all
-    monkeypatch.setattr(world_model, "_encode_all", lambda *args: calls.append(args) or encode_all(*args))
+    encode_all = encoded_gameplay._encode_all
+    monkeypatch.setattr(encoded_gameplay, "_encode_all", lambda *args: calls.append(args) or encode_all(*args))
     return calls
 
 
@@ -69,3 +69,10 @@ def test_a_killed_encoding_is_made_again(archive, num_encodings):
     codes.rename(codes.with_suffix(".part"))  # what is left where writing was cut off
     TokenizedGameplay(archive, tokenizer(0), layout)
     assert len(num_encodings) == 2 and codes.is_file()
+
+
+def test_a_tokenizer_without_ids_is_refused(archive, num_encodings):
+    latents = KLTokenizer(KLConfig(FRAME_SIZE, ch=8, ch_mult=(1, 1), norm_num_groups=1))
+    with pytest.raises(ValueError, match="a KLTokenizer makes latents, no tokens; give a VQ tokenizer"):
+        TokenizedGameplay(archive, latents, TokenLayout(8))
+    assert not num_encodings

@@ -10,19 +10,23 @@ import torch
 from torch import nn
 
 from rlir_agents.cli import main
-from rlir_agents.world_models import MineWorld, MineWorldConfig
+from rlir_agents.world_models import NFD, MineWorld, MineWorldConfig, NFDConfig
 from rlir_env.assets import read_tokenizer, write_model
+from rlir_env.assets.folder import TOKENIZER_OF
 from rlir_env.checkpoints import fingerprint
 from rlir_env.game_actions import MINECRAFT, env_action_to_event
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
 from rlir_env.recordings import write_recording
-from rlir_env.tokenizers import VQConfig, VQTokenizer
+from rlir_env.tokenizers import KLConfig, KLTokenizer, VQConfig, VQTokenizer
 
 FRAME_SIZE = (8, 16)
 TOKENIZER = VQConfig(FRAME_SIZE, (8, 8, 8), 1, latent_channels=4, num_vq_embeddings=16, norm_num_groups=4)
 IDM = VPTConfig(FRAME_SIZE, 4, (8,), 1, 8, 16, num_heads=2, num_layers=1, batch_norm=True, temperature=1.0)
 # 2 x 4 tokens a frame: 16 * 8 + 15 * 11 = 293 positions; 16 codes and 70 ids of words.
 MINEWORLD = MineWorldConfig(16, 86, 16, 32, 1, 2, 1, max_position_embeddings=293)
+# Latents of 4 x 2 x 4 numbers, one token for each of the 8 places.
+KL_TOKENIZER = KLConfig(FRAME_SIZE, 8, (1, 1, 1), 1, embed_dim=4, norm_num_groups=4, scale_factor=1.0)
+NFD_SIZES = NFDConfig((4, 2, 4), 1, 16, 1, 2, 32, max_frames=16, timestep_label="continuous")
 SPLITS = {"train": 4, "dev": 2, "test": 4}  # clips
 VISIBLE = ["forward_back", "jump", "yaw"]
 
@@ -33,9 +37,11 @@ def make_tiny_assets(folder: Path) -> Path:
     torch.manual_seed(0)
     models = {
         "tokenizer": VQTokenizer(TOKENIZER),
+        "kl_tokenizer": KLTokenizer(KL_TOKENIZER),
         "coach": VPTInverseDynamics(IDM),
         "judge": VPTInverseDynamics(IDM),
         "mineworld": MineWorld(MINEWORLD),
+        "nfd": NFD(NFD_SIZES),
     }
     for name, model in models.items():
         run = make_run(folder / name, name, model)
@@ -63,8 +69,8 @@ def make_run(folder: Path, name: str, model: nn.Module) -> Path:
         "validation_recordings": "noise",
         "validation": {"loss": 1.5},
     }
-    if name == "mineworld":
-        tokenizer = read_tokenizer(folder.parent / "tokenizer" / "model.safetensors")
+    if name in TOKENIZER_OF:
+        tokenizer = read_tokenizer(folder.parent / TOKENIZER_OF[name] / "model.safetensors")
         facts["tokenizer"] = fingerprint([tokenizer], torch.float16)
     (folder / "model.json").write_text(json.dumps(facts))
     return folder
