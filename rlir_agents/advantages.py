@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tensordict import TensorDictBase
 
 
@@ -169,3 +171,38 @@ class FramewiseCredit:
         credit = framewise_credit(frame_reward, self.next_frame_coeff)
         advantage = group_relative(credit, normalize_std=self.normalize_std, epsilon=self.epsilon)
         return rollout.set("advantage", frames_to_steps(advantage, rollout.shape[2]))
+
+
+class StepWeightedCredit:
+    """Any credit, times a weight for each denoising step of a frame (TempFlow-GRPO, LongCat-Video).
+
+    The clipped loss is linear in a positive factor of the advantage, so this weighs the loss of every step.
+    """
+
+    def __init__(self, credit: Advantage, weights: Sequence[float]) -> None:
+        """Choose the weights.
+
+        Args:
+            credit: writes the advantage that is weighed.
+            weights: one for each denoising step of a frame, N of them, positive; their mean is the scale of the loss.
+
+        Raises:
+            ValueError: if a weight is not positive.
+        """
+        self.credit, self.weights = credit, torch.as_tensor(weights, dtype=torch.float32)
+        if not bool((self.weights > 0).all()):
+            raise ValueError(f"weights={self.weights.tolist()}: give a positive number for every denoising step")
+
+    def __call__(self, rollout: TensorDictBase) -> TensorDictBase:
+        """Write ``advantage`` [P, G, T, k, 1], for k denoising steps per env step.
+
+        Raises:
+            ValueError: if there are not as many weights as denoising steps.
+        """
+        self.credit(rollout)
+        num_inner = rollout["action"].shape[3]
+        step = rollout["denoising_step"] + torch.arange(num_inner, device=rollout["denoising_step"].device)
+        if int(step.max()) + 1 != len(self.weights):
+            raise ValueError(f"{len(self.weights)} weights for {int(step.max()) + 1} denoising steps: give as many")
+        weight = self.weights.to(step.device)[step]  # [P, G, T, k]
+        return rollout.set("advantage", (rollout["advantage"] * weight).unsqueeze(-1))

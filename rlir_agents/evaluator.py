@@ -54,6 +54,7 @@ class Evaluator:
 
     Attributes:
         prompts: the prompts, with target frames.
+        env: in which policies make their videos.
         idms: the readers by name.
         seed: of the videos; the same seed gives every policy the same noise.
     """
@@ -95,7 +96,7 @@ class Evaluator:
         self.num_videos, self.batch_size = num_videos, batch_size
         self.autocast_dtype = autocast_dtype
         self._make_env, self._collect_fn = make_env, collect_fn
-        self._env = make_env(prompts)
+        self.env = make_env(prompts)
 
     def evaluate(self, policy: Policy, sibling: int = 0) -> Evaluation:
         """The policy's videos, one per prompt.
@@ -104,7 +105,7 @@ class Evaluator:
             policy: a world model as a policy, as it is (temperature and top-p are its own).
             sibling: which of the videos of a prompt; every number has its own noise.
         """
-        return self._evaluate_in(self._env, policy, sibling)
+        return self._evaluate_in(self.env, policy, sibling)
 
     def evaluate_under(self, prompts: PromptSource, policy: Policy) -> Evaluation:
         """Control: generate for other prompts of the same number, score against ours.
@@ -124,7 +125,7 @@ class Evaluator:
         """The real continuations through the tokenizer: the best that its codes can show."""
 
         def reconstruct(index: Tensor) -> Tensor:
-            frames = real_frames(self.prompts.get(index)).to(self._env.device)
+            frames = real_frames(self.prompts.get(index)).to(self.env.device)
             return tokenizer.decode(tokenizer.encode(frames))
 
         return self._evaluate(reconstruct, self.batch_size)
@@ -169,8 +170,8 @@ class Evaluator:
 
     def _infer(self, idm: InverseDynamicsModel, frames: Tensor) -> Tensor:
         """One reading per transition (Eq. 3), long [n, F-1, S] on the CPU."""
-        with autocast(self._env.device, self.autocast_dtype):
-            return idm.infer_game_actions(frames.to(self._env.device), align="transition").cpu()
+        with autocast(self.env.device, self.autocast_dtype):
+            return idm.infer_game_actions(frames.to(self.env.device), align="transition").cpu()
 
 
 def _join(parts: list[Evaluation], num_videos: int) -> Evaluation:

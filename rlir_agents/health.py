@@ -23,7 +23,7 @@ that the loss saw (not those of rollouts that were dropped):
     * ``train/grad_norm``: norm of the gradient before clipping, mean over optimiser steps.
     * ``train/loss_*``: the terms of the loss. ``train/max_ratio``, ``train/mean_ratio``: TorchRL's.
 
-``train/learning_rate`` is the iteration's own. ``seconds/{rollout,reward,score,update,evaluate}``
+``train/learning_rate`` is the iteration's own. ``seconds/{rollout,reward,score,diagnose,update,evaluate}``
 are wall seconds that do not overlap; the reward includes decoding the videos, the score is
 log-probs and advantage.
 """
@@ -76,8 +76,9 @@ def rollout_health(rollout: TensorDictBase, breakdown_names: Mapping[str, Sequen
         per_name = values.flatten(0, -2).mean(0)
         figures |= {f"reward/{entry}/{name}": per_name[i] for i, name in enumerate(names)}
     if "collection_log_prob" in rollout.keys():
-        difference = rollout["collection_log_prob"] - rollout["action_log_prob"]
-        figures["train/log_prob_mismatch"] = difference.abs().mean()
+        difference = (rollout["collection_log_prob"] - rollout["action_log_prob"]).abs()
+        mask = rollout.get("loss_mask", None)
+        figures["train/log_prob_mismatch"] = difference.mean() if mask is None else difference[mask].mean()
     return {key: float(value) for key, value in figures.items()}
 
 

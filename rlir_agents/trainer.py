@@ -42,6 +42,9 @@ from rlir_agents.training_state import (
     set_random_state,
 )
 
+# Rounding stays far below: 1e-6 in float32, 1e-3 in bfloat16 where micro-batches differ in shape.
+_LARGEST_DRIFT = 0.02
+
 
 class Trainer:
     """Collect, score, compare, update, log, evaluate, checkpoint; and again.
@@ -65,6 +68,7 @@ class Trainer:
         logger: Logger | None = None,
         evaluate: Callable[[TensorDictModuleBase], Mapping[str, float]] | None = None,
         breakdown_names: Mapping[str, Sequence[str]] | None = None,
+        diagnose: Callable[[TensorDictBase], Mapping[str, float]] | None = None,
         collect_fn: Callable[[Any, TensorDictModuleBase], TensorDictBase] = collect,
     ) -> None:
         """Hand in everything that runs.
@@ -84,6 +88,8 @@ class Trainer:
             evaluate: from the policy to figures for the log.
             breakdown_names: which entries of the reward's breakdown to log by name, for example
                 ``{"frame_match": spec.names}``.
+            diagnose: from a scored batch [P, G, T] to further figures; asked at the first iteration
+                and whenever an evaluation follows.
             collect_fn: from (env, policy) to a rollout [P, G, T].
 
         Raises:
@@ -100,6 +106,7 @@ class Trainer:
         self.iteration = 0
         self._best = -float("inf")
         self._collect_fn = collect_fn
+        self._diagnose = diagnose
         self._update = PolicyUpdate(loss, optimizer, config)
         self._watch = Stopwatch()
 
@@ -137,14 +144,29 @@ class Trainer:
         with self._watch("score"):
             self._score(rollout)
             self.advantage(rollout)
+        figures = rollout_health(rollout, self.breakdown_names)
+        if self._diagnose is not None and (self.iteration == 0 or self._is_evaluation_due(self.iteration + 1)):
+            with self._watch("diagnose"):
+                figures |= self._diagnose(rollout)
         with self._watch("update"):
-            update = self._update(rollout, self.iteration)
-        figures = rollout_health(rollout, self.breakdown_names) | update.figures()
+            figures |= self._update(rollout, self.iteration).figures()
         figures["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        if self.iteration == 0:
+            self._check_ratio(figures)
         if self.scheduler is not None:
             self.scheduler.step()
         self.iteration += 1
         return figures | self._watch.lap()
+
+    def _check_ratio(self, figures: Mapping[str, float]) -> None:
+        """Before the first optimiser step policy and behaviour are one: self-test of every part between them."""
+        ratio = figures.get("train/ratio_at_first_update", 1.0)
+        if self.config.recompute_log_prob and abs(ratio - 1) > _LARGEST_DRIFT:
+            raise ValueError(
+                f"the probability ratio before the first update is {ratio:g}, not 1: the policy's get_dist gives "
+                "another log-prob each time it is called, or for another batch; dropout, a random draw in it, or a "
+                "network in half precision throughout would do that"
+            )
 
     def _score(self, rollout: TensorDictBase) -> None:
         """Write the log-probs that the loss compares with, [P, G, T(, k)]."""
@@ -180,8 +202,7 @@ class Trainer:
 
     def _evaluate(self, is_forced: bool) -> dict[str, float]:
         """Figures of the evaluation if it is due; keeps the best policy."""
-        every = self.config.evaluate_every
-        if not every or (self.iteration % every and not is_forced):
+        if not self.config.evaluate_every or not (is_forced or self._is_evaluation_due(self.iteration)):
             return {}
         with self._watch("evaluate"):
             assert self.evaluate is not None  # checked by the constructor
@@ -191,6 +212,10 @@ class Trainer:
             self._best = figures[best_by]
             self.run_folder.save_policy(self.policy, "best_policy")
         return figures | self._watch.lap()
+
+    def _is_evaluation_due(self, iteration: int) -> bool:
+        every = self.config.evaluate_every
+        return bool(every) and iteration % every == 0
 
     def _resume_or_start(self) -> None:
         state = self.run_folder.newest_state()

@@ -157,6 +157,24 @@ class StepTable:
         data, noise = data_and_noise(latent, velocity, self.timestep[:-1][step])
         return data_coeff * data + noise_coeff * noise
 
+    @property
+    def sensitivity(self) -> torch.Tensor:
+        """How far a change of the velocity moves a step's mean, in units of its std, [N]; 0 for deterministic steps.
+
+        It is the size of ``d log-prob / d velocity`` for noise of size one: a step's weight in a policy gradient. For
+        DanceGRPO's steps it rises by 3 from the first to the last, for Flow-GRPO's by 17, which leaves the steps that
+        decide layout and motion almost without a gradient.
+        """
+        now = self.timestep[:-1]
+        moved = (self.noise_coeff * (1 - now) - self.data_coeff * now).abs()
+        return torch.where(self.is_stochastic, moved / self.std.where(self.is_stochastic, torch.ones_like(now)), 0.0)
+
+    @property
+    def flat_weights(self) -> torch.Tensor:
+        """Weights that make all steps that sample equally sensitive, of mean 1 over them; 1 for the others, [N]."""
+        inverse = torch.where(self.is_stochastic, 1 / self.sensitivity, 0.0)
+        return torch.where(self.is_stochastic, inverse / inverse[self.is_stochastic].mean(), 1.0)
+
     def to(self, device: torch.device | str) -> StepTable:
         """Return the same table on another device."""
         columns = (self.timestep, self.data_coeff, self.noise_coeff, self.std)

@@ -8,7 +8,7 @@ from rlir_agents.commands.assembly import assemble, frozen_parts
 from rlir_agents.commands.building import build, keywords_of
 from rlir_agents.commands.composition import compose_config, config_folder, describe
 from rlir_agents.losses import GRPOLoss
-from rlir_agents.policies import TokenValue
+from rlir_agents.policies import LatentValue, TokenValue
 
 IDENTITY = ["experiment=identity", "num_threads=1"]
 
@@ -29,7 +29,7 @@ def nodes(node):
 
 ROOT_OF_GROUP = {
     **dict.fromkeys(("algorithm", "credit", "env", "experiment", "logger", "policy", "prompts", "reward"), "train"),
-    **dict.fromkeys(("world", "world_model"), "train"),
+    **dict.fromkeys(("paradigm", "world", "world_model"), "train"),
     **dict.fromkeys(("model", "recordings", "idm", "tokenizer"), "pretrain"),
 }
 MODEL_OF_GROUP = {"idm": "idm", "tokenizer": "tokenizer", "recordings": "idm"}
@@ -69,7 +69,14 @@ def test_every_key_is_a_keyword(group, option):
     ],
 )
 def test_every_part_of_training_is_built(override):
-    extra = {"algorithm=ppo": ["credit=gae"], "credit=gae": ["algorithm=ppo"]}
+    denoising = ["experiment=identity_nfd"]
+    extra = {
+        "algorithm=ppo": ["credit=gae"],
+        "credit=gae": ["algorithm=ppo"],
+        "credit=framewise_flat": denoising,
+        "env=denoising": denoising,
+        "policy=denoising": denoising,
+    }
     config = compose_config("train", [*IDENTITY, override, *extra.get(override, [])])
     assembly = assemble(config)
     assert assembly.parts["optimizer"].param_groups[0]["params"]
@@ -83,12 +90,15 @@ def test_prompts_come_from_own_recordings(tmp_path):
     assert prompts.get([0]).context_frames.shape == (1, 1, 3, 4, 8)  # at the size of the world's tokenizer
 
 
-@pytest.mark.parametrize("experiment", ["identity", "identity_ppo"])
-def test_experiments_without_assets_are_built(experiment):
-    assembly = assemble(compose_config("train", [f"experiment={experiment}"]))
-    assert (assembly.parts["critic"] is not None) == (experiment == "identity_ppo")
-    if experiment == "identity_ppo":  # its own trunk: the two must not share weights
-        assert isinstance(assembly.parts["critic"], TokenValue)
+@pytest.mark.parametrize("experiment", ["identity", "identity_nfd"])
+@pytest.mark.parametrize("with_critic", [False, True])
+def test_experiments_without_assets_are_built(experiment, with_critic):
+    overrides = ["algorithm=ppo", "credit=gae"] if with_critic else []
+    assembly = assemble(compose_config("train", [f"experiment={experiment}", *overrides]))
+    assert (assembly.parts["critic"] is not None) == with_critic
+    if with_critic:  # its own trunk: the two must not share weights
+        kind = {"identity": TokenValue, "identity_nfd": LatentValue}[experiment]
+        assert isinstance(assembly.parts["critic"], kind)
         assert assembly.parts["critic"].world_model is not assembly.policy.world_model
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config
 from rlir_agents.hardware import choose_autocast_dtype, choose_device
-from rlir_agents.policies import TokenPolicy
 from rlir_agents.trainer import Trainer
 
 Parts = dict[str, Any]
@@ -32,13 +32,8 @@ class Assembly:
 
     config: Config
     parts: Parts
-    policy: TokenPolicy
-    base: TokenPolicy
-
-    def policy_at(self, policy: TokenPolicy, top_p: float) -> TokenPolicy:
-        """The same world model, sampled with another top-p."""
-        parts = self.parts | {"world_model": policy.world_model}
-        return build(self.config["policy"] | {"top_p": top_p}, parts, "policy")
+    policy: TensorDictModuleBase
+    base: TensorDictModuleBase
 
 
 def frozen_parts(config: Config) -> Parts:
@@ -54,6 +49,7 @@ def frozen_parts(config: Config) -> Parts:
         "tokenizer": world.tokenizer.to(device),
         "frame_size": world.tokenizer.frame_size,
         "idm": world.coach.to(device),
+        "spec": world.coach.spec,
         "slots": world.visible_slots,
         "class_frequency": world.class_frequency,
         "num_word_ids": world.num_word_ids,
@@ -73,7 +69,7 @@ def assemble(config: Config) -> Assembly:
     parts["prompts"] = build(config["prompts"], parts, "prompts")
     parts["reward_fn"] = build(config["reward"], parts, "reward")
     env = parts["env"] = build(config["env"], parts, "env")
-    parts |= {"layout": env.layout, "tokens_per_step": env.tokens_per_step, "num_codes": env.num_codes}
+    parts |= env.interface
     parts["world_model"] = build(config["world_model"], parts, "world_model").to(parts["device"])
     policy = build(config["policy"], parts, "policy")
     base = copy.deepcopy(policy).requires_grad_(False)
@@ -82,7 +78,7 @@ def assemble(config: Config) -> Assembly:
     return Assembly(config, parts, policy, base)
 
 
-def _add_algorithm(parts: Parts, config: Config, reference: TokenPolicy | None) -> None:
+def _add_algorithm(parts: Parts, config: Config, reference: TensorDictModuleBase | None) -> None:
     critic = build(config["algorithm"]["critic"], parts, "algorithm.critic")
     parts |= {"critic": critic, "critic_network": critic, "reference_policy": reference}
     loss: nn.Module = build(config["algorithm"]["loss"], parts, "algorithm.loss").to(parts["device"])
@@ -120,4 +116,5 @@ def make_trainer(assembly: Assembly, evaluate: Any) -> Trainer:
         logger=parts["logger"],
         evaluate=evaluate,
         breakdown_names={"frame_match": spec.names} if has_match else None,
+        diagnose=build(config["diagnose"], parts, "diagnose"),
     )

@@ -14,7 +14,14 @@ from functools import partial
 
 from rlir_agents.commands.assembly import Parts, frozen_parts
 from rlir_agents.commands.composition import Config, compose_config, describe
-from rlir_agents.commands.evaluating import load_policy, load_readers, make_env, make_evaluator, quoted_slots
+from rlir_agents.commands.evaluating import (
+    describe_sampling,
+    load_policy,
+    load_readers,
+    make_evaluator,
+    quoted_slots,
+    sampling_choices,
+)
 from rlir_agents.controls import ShuffledGameActions, best_of
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.evaluator import Evaluator
@@ -44,17 +51,20 @@ def help_text() -> str:
 
 
 def _evaluations(config: Config, parts: Parts, evaluator: Evaluator) -> Iterator[tuple[str, Callable[[], Evaluation]]]:
-    env = make_env(config, parts, evaluator.prompts, num_rows=1)
-    for top_p in config["evaluation"]["top_p"]:
-        policy = load_policy(config, parts, env, top_p)
-        yield f"top-p {top_p:g}", partial(evaluator.evaluate, policy)
+    choices = [
+        (describe_sampling(sampling) or "world model", load_policy(config, parts, evaluator.env, sampling))
+        for sampling in sampling_choices(config)
+    ]
+    for label, policy in choices:
+        yield label, partial(evaluator.evaluate, policy)
     if not config["controls"]:
         return
+    label, policy = choices[0]
     shuffled = ShuffledGameActions(evaluator.prompts, config["seed"])
-    yield f"top-p {top_p:g}, shuffled game actions", lambda: evaluator.evaluate_under(shuffled, policy)
+    yield f"{label}, shuffled game actions", lambda: evaluator.evaluate_under(shuffled, policy)
     if config["best_of"] is not None:
         best = partial(best_of, evaluator, policy, config["best_of"], by="coach")
-        yield f"top-p {top_p:g}, best of {config['best_of']} by the coach", best
+        yield f"{label}, best of {config['best_of']} by the coach", best
     yield "copy of the given frame", evaluator.copy_last_frame
     yield "real video, through the tokenizer", lambda: evaluator.reconstruction(parts["tokenizer"])
     yield "real video (ceiling)", evaluator.ceiling

@@ -1,27 +1,32 @@
-"""What the verbs share about evaluation: evaluators, the choice of top-p, and records kept in the run's folder."""
+"""What the verbs share about evaluation: evaluators, how a model is sampled there, and records in the run's folder."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
 
-from rlir_agents.commands.assembly import Assembly, Parts
+from rlir_agents.commands.assembly import Parts
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.evaluator import Evaluator
-from rlir_agents.policies import TokenPolicy
 from rlir_agents.prompt_choice import shipped_prompts
 from rlir_agents.video_makers import NoReward
 from rlir_env.atomic_files import write_text
-from rlir_env.envs import TokenGenerationEnv
+from rlir_env.envs import VideoGenerationEnv
 from rlir_env.game_actions import GameActionSpec
 from rlir_env.inverse_dynamics import InverseDynamicsModel
 from rlir_env.prompts import PromptSource
+
+Sampling = dict[str, Any]
+"""Keywords of a policy that say how evaluation samples, for instance ``{"top_p": 0.8}``."""
 
 
 def make_evaluator(
@@ -51,24 +56,45 @@ def make_evaluator(
     )
 
 
-def make_env(config: Config, parts: Parts, prompts: PromptSource, num_rows: int) -> TokenGenerationEnv:
+def make_env(config: Config, parts: Parts, prompts: PromptSource, num_rows: int) -> VideoGenerationEnv:
     """The run's env without groups and without a reward, as evaluation needs it."""
-    node = config["env"] | {"num_prompts": num_rows, "group_size": 1}
+    node = config["env"] | {"num_prompts": num_rows, "group_size": 1} | config["evaluation"]["env"]
     return build(node, parts | {"prompts": prompts, "reward_fn": NoReward()}, "env")
 
 
-def load_policy(config: Config, parts: Parts, env: TokenGenerationEnv, top_p: float) -> TokenPolicy:
+def sampling_choices(config: Config) -> list[Sampling]:
+    """The ways of sampling that an evaluation may choose from: every combination of ``evaluation.sampling``."""
+    choices = config["evaluation"]["sampling"]
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+def sampling_policy(
+    config: Config, parts: Parts, env: VideoGenerationEnv, world_model: nn.Module, sampling: Sampling
+) -> TensorDictModuleBase:
+    """A world model as evaluation samples from it.
+
+    Args:
+        config: with ``policy`` and ``evaluation``, whose own policy comes first.
+        parts: of `frozen_parts`.
+        env: that it will act in.
+        world_model: the generator.
+        sampling: keywords of the policy.
+    """
+    node = (config["evaluation"]["policy"] or config["policy"]) | sampling
+    return build(node, parts | env.interface | {"world_model": world_model}, "evaluation.policy")
+
+
+def load_policy(config: Config, parts: Parts, env: VideoGenerationEnv, sampling: Sampling) -> TensorDictModuleBase:
     """The policy of a config: its world model, with the weights of a run where there are some.
 
     Args:
-        config: with ``world_model``, ``policy`` and ``weights``.
+        config: with ``world_model``, ``policy``, ``evaluation`` and ``weights``.
         parts: of `frozen_parts`.
         env: that it will act in.
-        top_p: of its sampling.
+        sampling: keywords of the policy.
     """
-    asked = parts | {"layout": env.layout, "tokens_per_step": env.tokens_per_step}
-    asked["world_model"] = build(config["world_model"], asked, "world_model").to(parts["device"])
-    policy = build(config["policy"] | {"top_p": top_p}, asked, "policy")
+    world_model = build(config["world_model"], parts | env.interface, "world_model").to(parts["device"])
+    policy = sampling_policy(config, parts, env, world_model, sampling)
     if config["weights"] is not None:
         policy.load_state_dict(load_file(config["weights"]))
     return policy
@@ -87,15 +113,23 @@ def quoted_slots(parts: Parts) -> list[str]:
     return [slot.name for slot in spec.slots if slot.name in visible and not slot.is_ordered]
 
 
-def best_top_p(assembly: Assembly, policy: TokenPolicy, evaluator: Evaluator, choices: Sequence[float]) -> float:
-    """The top-p at which a policy follows game actions best, by the coach on dev prompts."""
+def describe_sampling(sampling: Sampling) -> str:
+    """For people, such as "top-p 0.8"; empty if there is nothing to choose."""
+    return ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in sampling.items())
+
+
+def best_sampling(config: Config, parts: Parts, world_model: nn.Module, evaluator: Evaluator) -> Sampling:
+    """The way of sampling with which a world model follows game actions best, by the coach on dev prompts."""
+    choices = sampling_choices(config)
     if len(choices) == 1:
         return choices[0]
-    print(f"choosing top-p on {evaluator.prompts.num_prompts} dev prompts", flush=True)
-    slots = quoted_slots(assembly.parts)
-    f1 = {p: evaluator.evaluate(assembly.policy_at(policy, p)).f1("coach", slots) for p in choices}
-    print("coach F1 on dev prompts by top-p: " + ", ".join(f"{p:g}: {value:.3f}" for p, value in f1.items()))
-    return max(f1, key=f1.__getitem__)
+    print(f"choosing how to sample on {evaluator.prompts.num_prompts} dev prompts", flush=True)
+    slots, f1 = quoted_slots(parts), []
+    for sampling in choices:
+        policy = sampling_policy(config, parts, evaluator.env, world_model, sampling)
+        f1.append(evaluator.evaluate(policy).f1("coach", slots))
+        print(f"coach F1 on dev prompts at {describe_sampling(sampling)}: {f1[-1]:.3f}", flush=True)
+    return choices[f1.index(max(f1))]
 
 
 class Records:

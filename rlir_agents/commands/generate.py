@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlir_agents.commands.assembly import frozen_parts
 from rlir_agents.commands.composition import compose_config, describe
-from rlir_agents.commands.evaluating import load_policy, make_env, make_evaluator
+from rlir_agents.commands.evaluating import load_policy, make_evaluator, sampling_choices
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.report import Panel, draw_comparison
 from rlir_agents.report.encoding import encode_mp4
@@ -26,11 +26,11 @@ def run(arguments: Sequence[str]) -> None:
     parts = frozen_parts(config)
     settings = config["evaluation"]
     evaluator = make_evaluator(config, parts, config["split"], settings["num_clips"], {"coach": parts["idm"]})
-    env = make_env(config, parts, evaluator.prompts, num_rows=1)
-    base = load_policy(config | {"weights": None}, parts, env, settings["top_p"])
+    sampling = sampling_choices(config)[0]
+    base = load_policy(config | {"weights": None}, parts, evaluator.env, sampling)
     videos = {"real": evaluator.ceiling(), "world model": evaluator.evaluate(base)}
     if config["weights"] is not None:
-        after = load_policy(config, parts, env, settings["top_p"])
+        after = load_policy(config, parts, evaluator.env, sampling)
         videos[Path(config["weights"]).parent.name or "after"] = evaluator.evaluate(after)
     folder = Path(config["folder"])
     folder.mkdir(parents=True, exist_ok=True)

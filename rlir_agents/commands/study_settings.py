@@ -56,7 +56,7 @@ def _figures(chosen: Run) -> dict[str, Any]:
         arm=chosen.arm,
         seed=chosen.seed,
         settings=chosen.config["arms"][chosen.arm],
-        top_p=run.top_p,
+        sampling=run.sampling,
         num_videos=config["trainer"]["num_iterations"] * config["env"]["num_prompts"] * config["env"]["group_size"],
     )
 

@@ -71,10 +71,10 @@ def train(config: Config, command: str, learn: Learn = TrainingRun.learn) -> dic
         install_seconds=config["install_seconds"],
         slots=run.slots,
         controls={name: record for name, record in evaluations.items() if name not in main},
-        paradigm="autoregressive",
+        paradigm=config["paradigm"],
         arm=config["arm"],
         command=command,
-        top_p=run.top_p,
+        sampling=run.sampling,
         training_seconds=round(run.logged_seconds(_TRAINING_SECONDS), 1),
         num_iterations=config["trainer"]["num_iterations"],
     )

@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
+from tensordict.nn import TensorDictModuleBase
 
 from rlir_agents.commands.assembly import assemble, make_trainer
 from rlir_agents.commands.composition import Config
-from rlir_agents.commands.evaluating import Records, best_top_p, make_evaluator, quoted_slots
+from rlir_agents.commands.evaluating import (
+    Records,
+    Sampling,
+    best_sampling,
+    make_evaluator,
+    quoted_slots,
+    sampling_policy,
+)
 from rlir_agents.commands.run_claim import claim
-from rlir_agents.policies import TokenPolicy
 from rlir_agents.report import read_csv_curves
 
 
@@ -53,20 +60,21 @@ class TrainingRun:
         self.assembly.policy.load_state_dict(weights)
 
     @property
-    def top_p(self) -> float:
-        """Of every evaluation, before and after: where the *base* model follows best on dev prompts; found once.
+    def sampling(self) -> Sampling:
+        """Of every evaluation, before and after: with what the *base* model follows best on dev prompts; found once.
 
         Were the result free to choose its own, a gain could come from sampling, and a picture get worse by it: at
         top-p 1 PSNR is a decibel lower than at .8, whatever the weights.
         """
-        base, choices = self.assembly.base, self.config["evaluation"]["top_p"]
-        return self.records.value("top_p", lambda: best_top_p(self.assembly, base, self.dev, choices))
+        base, parts = self.assembly.base, self.assembly.parts
+        return self.records.value("sampling", lambda: best_sampling(self.config, parts, base.world_model, self.dev))
 
-    def sampled_best(self, policy: TokenPolicy) -> TokenPolicy:
-        """A policy with the top-p of every evaluation."""
-        return self.assembly.policy_at(policy, self.top_p)
+    def sampled_best(self, policy: TensorDictModuleBase) -> TensorDictModuleBase:
+        """A policy's world model, sampled as in every evaluation."""
+        parts = self.assembly.parts
+        return sampling_policy(self.config, parts, self.dev.env, policy.world_model, self.sampling)
 
-    def evaluate(self, policy: TokenPolicy) -> dict[str, float]:
+    def evaluate(self, policy: TensorDictModuleBase) -> dict[str, float]:
         """Figures of a policy on dev prompts, for the log."""
         return self.dev.evaluate(self.sampled_best(policy)).log_entries("coach", self.slots)
 

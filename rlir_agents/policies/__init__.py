@@ -2,7 +2,8 @@
 
 from rlir_agents.policies.denoising import DenoisingPolicy
 from rlir_agents.policies.latent_steps import LatentSteps
+from rlir_agents.policies.solver import SolverPolicy
 from rlir_agents.policies.token import TokenPolicy
 from rlir_agents.policies.value import LatentValue, TokenValue
 
-__all__ = ["DenoisingPolicy", "LatentSteps", "LatentValue", "TokenPolicy", "TokenValue"]
+__all__ = ["DenoisingPolicy", "LatentSteps", "LatentValue", "SolverPolicy", "TokenPolicy", "TokenValue"]

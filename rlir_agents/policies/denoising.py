@@ -20,7 +20,13 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from rlir_agents.hardware import autocast
-from rlir_agents.policies.latent_sequence import Arrangement, check_fit, constant_of, latent_sequences_of
+from rlir_agents.policies.latent_sequence import (
+    Arrangement,
+    check_fit,
+    common_place,
+    constant_of,
+    latent_sequences_of,
+)
 from rlir_agents.policies.latent_steps import LatentSteps
 from rlir_agents.policies.value import LatentValue
 from rlir_agents.world_models import ActionEncoder, FrameReader, LatentWorldModel, NFDGroups, as_context
@@ -135,6 +141,13 @@ class DenoisingPolicy(TensorDictModuleBase):
     def cache_bytes(self) -> int:
         """Memory that the cache of the last collection holds."""
         return self._reader.cache_bytes
+
+    def without_noise(self) -> DenoisingPolicy:
+        """The same weights and grid with the steps of the ODE: what the SDE's noise is compared with."""
+        policy = copy.copy(self)  # shares the world model
+        policy.table = step_table(self.layout.grid, "ode")
+        policy._reader = FrameReader(self.context_timestep, self.autocast_dtype)
+        return policy
 
     def make_critic(self) -> LatentValue:
         """A critic on a copy of the world model, so that the two learn apart."""
@@ -256,6 +269,9 @@ class DenoisingPolicy(TensorDictModuleBase):
     def _selected(self, episode_seed: Tensor) -> Tensor:
         """Which denoising steps of which generated frame count, bool ``[B, F-1, N]``."""
         trainable = self.table.trainable_steps.to(episode_seed.device)
+        if len(trainable) == 0:  # without noise nothing counts
+            shape = (len(episode_seed), self.layout.num_generated_frames, self.layout.num_denoising_steps)
+            return torch.zeros(shape, dtype=torch.bool, device=episode_seed.device)
         frame = torch.arange(1, self.layout.num_frames, device=episode_seed.device)
         # Frame 0 has no steps of its own: its place serves the whole video.
         frame = torch.zeros_like(frame) if self.select_per == "video" else frame
@@ -267,18 +283,6 @@ class DenoisingPolicy(TensorDictModuleBase):
         return is_selected.scatter(-1, steps, True)
 
 
-def common_place(tensordict: TensorDictBase) -> tuple[int, int]:
-    """Frame and denoising step at which all rows of a flat batch stand.
-
-    Raises:
-        ValueError: if the tensordict is not a flat batch, or its rows stand at different steps.
-    """
-    if tensordict.batch_dims != 1:
-        raise ValueError(
-            f"step mode needs a flat batch [B], got {list(tensordict.batch_size)}; for trajectories use get_dist"
-        )
-    places = [tensordict[key] for key in ("frame_index", "denoising_step")]
-    if any((place != place[0]).any() for place in places):
-        raise ValueError("rows stand at different steps: a batch is denoised in lockstep; reset all rows together")
-    frame, step = (int(place[0]) for place in places)
-    return frame, step
+def flat_step_weights(policy: DenoisingPolicy) -> list[float]:
+    """Weights for `StepWeightedCredit` under which every step that samples moves the policy alike."""
+    return policy.table.flat_weights.tolist()

@@ -155,3 +155,20 @@ def check_fit(world_model: LatentWorldModel, layout: LatentLayout, action_encode
             f"the action encoder gives {action_encoder.dim} numbers, the world model reads {world_model.action_dim}: "
             "set action_encoder to the one that it was trained with"
         )
+
+
+def common_place(tensordict: TensorDictBase) -> tuple[int, int]:
+    """Frame and denoising step at which all rows of a flat batch stand.
+
+    Raises:
+        ValueError: if the tensordict is not a flat batch, or its rows stand at different steps.
+    """
+    if tensordict.batch_dims != 1:
+        raise ValueError(
+            f"step mode needs a flat batch [B], got {list(tensordict.batch_size)}; for trajectories use get_dist"
+        )
+    places = [tensordict[key] for key in ("frame_index", "denoising_step")]
+    if any((place != place[0]).any() for place in places):
+        raise ValueError("rows stand at different steps: a batch is denoised in lockstep; reset all rows together")
+    frame, step = (int(place[0]) for place in places)
+    return frame, step

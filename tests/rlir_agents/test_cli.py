@@ -21,7 +21,7 @@ pytest.importorskip("av")
 TINY = [
     *("device=cpu", "num_threads=1", "env.num_prompts=2", "env.group_size=2", "trainer.num_iterations=2"),
     "scheduler.warmup_iterations=0",
-    *("trainer.num_minibatches=1", "evaluation.num_dev_clips=2", "evaluation.top_p=[0.8,1.0]"),
+    *("trainer.num_minibatches=1", "evaluation.num_dev_clips=2", "evaluation.sampling.top_p=[0.8,1.0]"),
 ]
 
 
@@ -114,7 +114,7 @@ def test_training_leaves_summary_and_report(assets, tmp_path, capsys):
         assert summary[reader].keys() == {"before", "after", "ceiling", "ceiling_reconstruction", "gain_ci95"}
     assert summary["num_clips"] == SPLITS["test"] and summary["install_seconds"] == 7
     assert summary["counted_slots"] == ["forward_back", "jump"]
-    assert summary["top_p"] in (0.8, 1.0) and summary["training_seconds"] < summary["seconds"]
+    assert summary["sampling"]["top_p"] in (0.8, 1.0) and summary["training_seconds"] < summary["seconds"]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     # Again: everything is found, nothing is computed anew.
     assert main(run) == 0
@@ -138,11 +138,11 @@ def test_what_must_be_from_different_maps_is_not_shipped_together(assets, tmp_pa
 
 def test_evaluate_and_generate(assets, tmp_path, capsys):
     shared = [f"world.name={assets}", "device=cpu", "num_threads=1"]
-    assert main(["evaluate", *shared, "evaluation.top_p=[1.0]", "split=test", "best_of=2"]) == 0
+    assert main(["evaluate", *shared, "evaluation.sampling.top_p=[1.0]", "split=test", "best_of=2"]) == 0
     table = capsys.readouterr().out
     assert "top-p 1, best of 2 by the coach" in table
     assert "judge F1" in table and "real video (ceiling)" in table
-    assert main(["evaluate", *shared, "evaluation.top_p=[1.0]", "controls=false"]) == 0
+    assert main(["evaluate", *shared, "evaluation.sampling.top_p=[1.0]", "controls=false"]) == 0
     assert "judge" not in capsys.readouterr().out  # dev prompts are the coach's
     assert main(["generate", *shared, f"folder={tmp_path}", "evaluation.num_clips=2"]) == 0
     assert len(list(tmp_path.glob("clip_*.mp4"))) == 2
@@ -179,7 +179,7 @@ def test_compare_is_resumable(assets, tmp_path, capsys):
 def test_settings_are_compared_by_the_coach_on_dev_prompts(assets, tmp_path, capsys, monkeypatch):
     results, readme = tmp_path / "settings.json", tmp_path / "README.md"
     readme.write_text("<!-- settings:begin -->\n<!-- settings:end -->\n")
-    train = listed([f"world.name={assets}", *TINY, "trainer.evaluate_every=0", "evaluation.top_p=[0.8]"])
+    train = listed([f"world.name={assets}", *TINY, "trainer.evaluate_every=0", "evaluation.sampling.top_p=[0.8]"])
     run = ["study", "settings", f"overrides={train}", f"folder={tmp_path}/runs", f"results={results}"]
     run += [f"readme={readme}", "only=[log_prob_sequence_seed0,balanced_log_prob_framewise_seed0]"]
     monkeypatch.setattr("rlir_env.assets.load_judge", lambda **_: pytest.fail("the judge was asked"))

@@ -537,3 +537,28 @@ def test_errors_about_latents_name_the_fix():
         gaussian_log_prob(latent, latent, table.std[torch.tensor([8, 9])])
     with pytest.raises(ValueError, match="choose 'mean' or 'sum'"):
         gaussian_log_prob(latent, latent, torch.ones(2), "batchmean")
+
+
+# Reference page, section 2.4, N = 10.
+SENSITIVITY = {
+    ("dance", 0.75): [0.25, 0.27, 0.30, 0.33, 0.37, 0.42, 0.49, 0.59, 0.77],
+    ("flow", 0.7): [0.05, 0.07, 0.11, 0.16, 0.22, 0.30, 0.41, 0.57, 0.87],
+}
+
+
+@pytest.mark.parametrize(("variant", "noise_level"), SENSITIVITY)
+def test_sensitivity_is_that_of_the_log_prob(variant, noise_level):
+    table = step_table(GRID, variant, noise_level, dtype=torch.float64)
+    torch.testing.assert_close(
+        table.sensitivity[:-1], torch.tensor(SENSITIVITY[variant, noise_level]).double(), atol=0.0051, rtol=0
+    )
+    assert table.sensitivity[-1] == 0
+    for step in range(9):  # noise of size one: the gradient of the summed log-prob has this size everywhere
+        latent, velocity = torch.randn(2, 3, 2, 2).double().unbind(0)
+        velocity.requires_grad_()
+        mean = table.mean(latent, velocity, step)
+        gaussian_log_prob(mean.detach() + table.std[step], mean, table.std[step], "sum").backward()
+        torch.testing.assert_close(velocity.grad.abs(), table.sensitivity[step].expand(3, 2, 2))
+    weights = table.flat_weights
+    torch.testing.assert_close((weights * table.sensitivity)[:-1].diff(), torch.zeros(8).double(), atol=1e-12, rtol=0)
+    assert weights[:-1].mean() == pytest.approx(1) and weights[-1] == 1

@@ -1,0 +1,92 @@
+"""Is a denoising run well, noise level by noise level? What the mean over all steps hides.
+
+An SDE weighs its steps differently, and reaches the reader through noise that evaluation does not have; both are
+reasons for a reward that stays flat. Figures, where ``<t>`` is the timestep from which a denoising step starts:
+
+    * ``denoising/grad_norm/<t>``: norm of the gradient of ``mean(advantage * log-prob)`` over the actions of that step:
+      which noise levels learn.
+    * ``denoising/log_prob_drift/<t>``: mean absolute difference of the log-prob at collection and as recomputed; above
+      rounding, something is wrong with the cache or the context noise.
+    * ``denoising/ode_minus_sde_reward``: what the same prompts are paid, from the same initial noise, without the
+      steps' noise. Large and positive, the reader judges noise; negative, noise earns reward that evaluation will miss.
+
+Letters: P prompts, G group size, T env steps, k denoising steps per env step.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+
+from rlir_agents.minibatches import select_rollouts
+from rlir_agents.policies import DenoisingPolicy
+from rlir_agents.rollouts import collect
+from rlir_env.envs import DenoisingEnv
+
+
+class DenoisingHealth:
+    """Figures of one scored batch; see the module docstring."""
+
+    def __init__(self, env: DenoisingEnv, policy: DenoisingPolicy, num_rollouts: int = 32) -> None:
+        """Hold what is asked.
+
+        Args:
+            env: that made the batch.
+            policy: that learns.
+            num_rollouts: gradients are taken over so many; each noise level costs a backward pass over them.
+        """
+        self._env, self._policy, self._num_rollouts = env, policy, num_rollouts
+
+    def __call__(self, rollout: TensorDictBase) -> dict[str, float]:
+        """Figures of a rollout [P, G, T] with log-probs, ``collection_log_prob`` if recomputed, and ``advantage``."""
+        figures = self._gradients(rollout) | self._drift(rollout)
+        return figures | {"denoising/ode_minus_sde_reward": self._reward_gap(rollout)}
+
+    def _gradients(self, rollout: TensorDictBase) -> dict[str, float]:
+        rows = torch.arange(min(self._num_rollouts, rollout.shape[:2].numel()))
+        batch = select_rollouts(rollout.flatten(0, 1), rows)
+        log_prob = self._policy.get_dist(batch).log_prob(batch["action"])  # [n, T, k]
+        advantage = batch["advantage"].reshape(*log_prob.shape[:2], -1)
+        parameters = [p for p in self._policy.parameters() if p.requires_grad]
+        figures = {}
+        for step, name in self._steps().items():
+            is_this = self._is_step(batch, step) & batch["loss_mask"]
+            if is_this.any():
+                gain = (advantage * log_prob)[is_this].mean()
+                gradient = torch.autograd.grad(gain, parameters, retain_graph=True, allow_unused=True)
+                norms = torch.stack([g.norm() for g in gradient if g is not None])
+                figures[f"denoising/grad_norm/{name}"] = norms.norm().item()
+        return figures
+
+    def _drift(self, rollout: TensorDictBase) -> dict[str, float]:
+        if "collection_log_prob" not in rollout.keys():
+            return {}
+        difference = (rollout["collection_log_prob"] - rollout["action_log_prob"]).abs()
+        counted = {name: self._is_step(rollout, step) & rollout["loss_mask"] for step, name in self._steps().items()}
+        return {
+            f"denoising/log_prob_drift/{name}": difference[is_this].mean().item()
+            for name, is_this in counted.items()
+            if is_this.any()
+        }
+
+    @torch.no_grad()
+    def _reward_gap(self, rollout: TensorDictBase) -> float:
+        first = rollout[:, 0, 0]  # one sibling of every group
+        paid = rollout["next", "reward"][:, 0, -1].mean()
+        index = torch.arange(self._env.batch_size[0]) % len(first)  # the env's batch is filled up with copies
+        chosen = (first[key].flatten()[index] for key in ("prompt_index", "episode_seed", "group_id"))
+        solved = collect(self._env, self._policy.without_noise(), self._env.initial_state(*chosen))
+        reward = solved["next", "reward"].flatten(0, 1)[: len(first), -1]
+        return (reward.mean() - paid).item()
+
+    def _steps(self) -> dict[int, str]:
+        """Denoising steps that sample, with the timestep each starts from."""
+        table = self._policy.table
+        return {step: f"{table.timestep[step]:.2f}" for step in table.trainable_steps.tolist()}
+
+    @staticmethod
+    def _is_step(rollout: TensorDictBase, step: int) -> torch.Tensor:
+        """Which actions are that denoising step, bool of the shape of the log-probs."""
+        num_inner = rollout["action_log_prob"].shape[-1]
+        inner = torch.arange(num_inner, device=rollout["denoising_step"].device)
+        return rollout["denoising_step"] + inner == step
