@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,21 @@ class Run:
 
     Attributes:
         config: of the comparison.
+        paradigm: a key of `experiments`.
         arm: what it changes; a key of `arms`.
         seed: of the run.
     """
 
     config: Config
+    paradigm: str
     arm: str
     seed: int
 
     @property
     def name(self) -> str:
-        """What ``only`` and the run's folder call it."""
-        return f"{self.arm}_seed{self.seed}"
+        """What ``only`` and the run's folder call it; the first paradigm is not named."""
+        is_first = self.paradigm == next(iter(self.config["experiments"]))
+        return f"{self.arm}_seed{self.seed}" if is_first else f"{self.paradigm}_{self.arm}_seed{self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -36,7 +40,7 @@ class Run:
     def train_config(self) -> Config:
         """Its config of `rlir train`."""
         overrides = [
-            f"experiment={self.config['experiment']}",
+            f"experiment={self.config['experiments'][self.paradigm]}",
             *self.config["overrides"],
             *self.config["arms"][self.arm],
         ]
@@ -44,12 +48,13 @@ class Run:
 
 
 def all_runs(config: Config) -> list[Run]:
-    """The runs of a comparison in the order in which they are made: seed by seed.
+    """The runs of a comparison in the order in which they are made: paradigm by paradigm, seed by seed.
 
     Args:
-        config: with ``experiment``, ``overrides``, ``seeds``, ``arms`` and ``folder``.
+        config: with ``experiments``, ``overrides``, ``seeds``, ``arms`` and ``folder``.
     """
-    return [Run(config, arm, seed) for seed in config["seeds"] for arm in config["arms"]]
+    parts = itertools.product(config["experiments"], config["seeds"], config["arms"])
+    return [Run(config, paradigm, arm, seed) for paradigm, seed, arm in parts]
 
 
 def chosen_runs(config: Config) -> Iterator[Run]:

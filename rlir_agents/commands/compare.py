@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,31 @@ from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.further_pretraining import FurtherPretraining
 from rlir_agents.commands.train import Learn, train
 from rlir_agents.commands.training_run import TrainingRun
-from rlir_agents.report import console_table, results_table, update_readme
+from rlir_agents.report import console_table, replace_block, results_table
 from rlir_env.atomic_files import write_text
 
 _TIMED_BY = "rlir"  # the arm whose training time the control gets
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run what is missing, storing the results after each run."""
-    config = compose_config("compare", arguments)
+    """Run what is missing, and renew the README's table of results."""
+    compare(compose_config("compare", arguments), "results")
+
+
+def compare(config: Config, block: str) -> None:
+    """Run what is missing of a comparison by the judge, storing the results after each run.
+
+    Args:
+        config: of `rlir compare`.
+        block: of the README that holds the table.
+    """
     for chosen in chosen_runs(config):
         if not _summary_file(chosen).is_file():
             train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
         print(console_table(_summary(chosen)), flush=True)
         write_text(config["results"], json.dumps(_finished(config), indent=1) + "\n")
     if config["readme"] is not None:
-        update_readme(config["readme"], config["results"])
+        replace_block(config["readme"], block, results_table(_finished(config)))
     print(f"\n{results_table(_finished(config))}\n\n{config['results']}")
 
 
@@ -49,7 +59,7 @@ def _learn(run: Run) -> Learn:
     """What an arm does between before and after."""
     if run.arm != "more_pretraining":
         return TrainingRun.learn
-    timed = Run(run.config, _TIMED_BY, run.seed)
+    timed = replace(run, arm=_TIMED_BY)
     if not _summary_file(timed).is_file():
         raise ValueError(f"more_pretraining takes as long as {_TIMED_BY} took: run {timed.name} first")
     return FurtherPretraining(run.config["more_pretraining"], _summary(timed)["training_seconds"])

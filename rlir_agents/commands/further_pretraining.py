@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -23,19 +23,20 @@ _TIMED_STEPS = 20  # enough that the first, slower ones do not count much
 class FurtherPretraining:
     """Continues pre-training from the base model for a given time."""
 
-    def __init__(self, overrides: Sequence[str], seconds: float) -> None:
+    def __init__(self, overrides: Mapping[str, Sequence[str]], seconds: float) -> None:
         """Choose the time.
 
         Args:
-            overrides: of `rlir pretrain model=mineworld`.
+            overrides: of `rlir pretrain model=...`, by the name of the model.
             seconds: that the training of the other arm took.
         """
-        self._overrides, self._seconds = list(overrides), seconds
+        self._overrides, self._seconds = overrides, seconds
 
     def __call__(self, run: TrainingRun) -> None:
         """Train the policy's world model; leaves the result in it."""
         assembly = run.assembly
-        config = compose_config("pretrain", ["model=mineworld", f"seed={run.config['seed']}", *self._overrides])
+        name = run.config["world"]["world_model"]
+        config = compose_config("pretrain", [f"model={name}", f"seed={run.config['seed']}", *self._overrides[name]])
         config["frame_size"] = list(assembly.parts["frame_size"])
         # The tokenizer is the world's: sequences must be those that the base model was trained on.
         parts = assembly.parts | {role: archive(config, config[role]) for role in ("training", "validation")}

@@ -2,15 +2,16 @@
 
 rlir study readers       # what can coach and judge read on real video?
 rlir study settings      # which reward, credit and rate learn best, by the coach on dev prompts?
+rlir study denoising     # which SDE, how much noise, how many denoising steps?
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlir_agents.commands import study_readers, study_settings
+from rlir_agents.commands import study_denoising, study_readers, study_settings
 
-_SUBJECTS = {"readers": study_readers, "settings": study_settings}
+_SUBJECTS = {"readers": study_readers, "settings": study_settings, "denoising": study_denoising}
 
 
 def run(arguments: Sequence[str]) -> None:

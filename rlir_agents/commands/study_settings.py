@@ -3,7 +3,7 @@
 Everything is read by the coach on dev prompts, so that the choice leaves judge and test prompts untouched.
 
     rlir study settings                            # hours; stopped, it goes on with the same command
-    rlir study settings 'arms={kl_0: [algorithm=clipped]}' results=runs/settings/kl.json readme=null
+    rlir study settings "+arms.kl_high=['algorithm.loss.kl_coeff=0.2']" only=[kl_high_seed0]   # an arm of your own
     rlir study settings only=[balanced_sequence_seed0]   # this run alone, so that several commands can share the work
 
 A run is one `rlir train`, without its final figures, in <folder>/<arm>_seed<n>; the results hold all that are finished.

@@ -3,7 +3,7 @@
 from rlir_agents.report.curves import read_csv_curves
 from rlir_agents.report.page import build_report, write_report
 from rlir_agents.report.readers import readers_console, readers_markdown, readers_page
-from rlir_agents.report.readme import replace_block, results_table, update_readme
+from rlir_agents.report.readme import replace_block, results_table
 from rlir_agents.report.settings import settings_entry, settings_table
 from rlir_agents.report.summary import summarize, write_summary
 from rlir_agents.report.tables import console_table
@@ -23,7 +23,6 @@ __all__ = [
     "settings_entry",
     "settings_table",
     "summarize",
-    "update_readme",
     "write_report",
     "write_summary",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -44,19 +43,6 @@ def results_table(runs: Sequence[Summary]) -> str:
             cells = [f"**{cell}**" if cell else "" for cell in _mean_cells(group)]
             rows.append([paradigm, ARMS.get(arm, arm), "**mean**", *cells])
     return markdown(rows, num_left=3)
-
-
-def update_readme(readme: str | Path, results: str | Path) -> None:
-    """Write the results table between the README's markers.
-
-    Args:
-        readme: file with a line `<!-- results:begin -->` and, below it, `<!-- results:end -->`.
-        results: `benchmarks/results/rlir.json`, a list of runs.
-
-    Raises:
-        ValueError: if the markers are missing or in the wrong order.
-    """
-    replace_block(readme, "results", results_table(json.loads(Path(results).read_text(encoding="utf-8"))))
 
 
 def replace_block(readme: str | Path, name: str, block: str) -> None:

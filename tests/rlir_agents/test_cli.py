@@ -18,11 +18,11 @@ from rlir_env.assets import load_judge, load_world
 
 pytest.importorskip("av")
 
-TINY = [
+TINY_RUN = [
     *("device=cpu", "num_threads=1", "env.num_prompts=2", "env.group_size=2", "trainer.num_iterations=2"),
-    "scheduler.warmup_iterations=0",
-    *("trainer.num_minibatches=1", "evaluation.num_dev_clips=2", "evaluation.sampling.top_p=[0.8,1.0]"),
+    *("scheduler.warmup_iterations=0", "trainer.num_minibatches=1", "evaluation.num_dev_clips=2"),
 ]
+TINY = [*TINY_RUN, "evaluation.sampling.top_p=[0.8,1.0]"]
 
 
 @pytest.fixture(scope="module")
@@ -152,19 +152,21 @@ def test_compare_is_resumable(assets, tmp_path, capsys):
     for name in ("world_model", "dev"):
         write_gameplay(tmp_path / "recordings" / name, 64, seed=2)
     results = tmp_path / "results.json"
-    train = listed([f"world.name={assets}", *TINY])
+    train = listed([f"world.name={assets}", *TINY_RUN])
     pretrain = listed([f"recordings.folder={tmp_path}/recordings", f"archives={tmp_path}/archives"])
-    run = ["compare", f"overrides={train}", f"more_pretraining={pretrain}", "seeds=[0]", "readme=null"]
+    run = ["compare", "+experiments.diffusion=doom_nfd_rlir", f"overrides={train}"]
+    run += [f"more_pretraining={{mineworld: {pretrain}, nfd: {pretrain}}}", "seeds=[0]", "readme=null"]
     run += [f"folder={tmp_path}/runs", f"results={results}"]
     assert main(run) == 0
     entries = json.loads(results.read_text())
     arms = ["rlir", "more_pretraining", "shuffled_actions"]
     assert [(entry["paradigm"], entry["arm"], entry["seed"]) for entry in entries] == [
-        ("autoregressive", arm, 0) for arm in arms
+        (paradigm, arm, 0) for paradigm in ("autoregressive", "diffusion") for arm in arms
     ]
     # All arms start from the same base model: the control differs in `after` only.
-    assert len({json.dumps(entry["figures"]["before"]) for entry in entries}) == 1
-    assert len({json.dumps(entry["psnr"]["after"]) for entry in entries}) == 3
+    for of_paradigm in (entries[:3], entries[3:]):
+        assert len({json.dumps(entry["figures"]["before"]) for entry in of_paradigm}) == 1
+        assert len({json.dumps(entry["psnr"]["after"]) for entry in of_paradigm}) == 3
     assert all(0 < entry["training_seconds"] < entry["seconds"] for entry in entries)
     capsys.readouterr()
     assert main([*run, "only=[shuffled_actions_seed0]"]) == 0

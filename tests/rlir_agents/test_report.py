@@ -19,9 +19,9 @@ from rlir_agents.report import (
     draw_comparison,
     encoding,
     read_csv_curves,
+    replace_block,
     results_table,
     summarize,
-    update_readme,
     write_report,
     write_summary,
 )
@@ -180,17 +180,16 @@ def test_results_table_has_a_row_a_run_and_a_mean(summary):
 
 
 def test_readme_is_rewritten_between_its_markers(tmp_path, summary):
-    readme, results = tmp_path / "README.md", tmp_path / "rlir.json"
+    readme, table = tmp_path / "README.md", results_table([summary])
     readme.write_text("above\n<!-- results:begin -->\nold\n<!-- results:end -->\nbelow\n")
-    results.write_text(json.dumps([summary]))
-    update_readme(readme, results)
+    replace_block(readme, "results", table)
     once = readme.read_text()
-    update_readme(readme, results)
+    replace_block(readme, "results", table)
     assert readme.read_text() == once
-    assert once == (f"above\n<!-- results:begin -->\n{results_table([summary])}\n<!-- results:end -->\nbelow\n")
+    assert once == (f"above\n<!-- results:begin -->\n{table}\n<!-- results:end -->\nbelow\n")
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="results:begin"):
-        update_readme(readme, results)
+        replace_block(readme, "results", table)
 
 
 class _References(HTMLParser):
