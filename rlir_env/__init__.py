@@ -8,14 +8,17 @@ the networks are loaded by the submodules that need them.
 from gymnasium.envs.registration import register, registry
 
 MINEWORLD_ID = "RLIR-MineWorld-v0"
+NFD_ID = "RLIR-NFD-v0"
 
-# Gymnasium has no plug-in entry points: the id exists after this import, or as
+# Gymnasium has no plug-in entry points: the ids exist after this import, or as
 # "rlir_env:RLIR-MineWorld-v0".
-if MINEWORLD_ID not in registry:
-    register(
-        id=MINEWORLD_ID,
-        entry_point="rlir_env.gym:make_token_env",
-        vector_entry_point="rlir_env.gym:make_token_vector_env",
-    )
+for _id, _paradigm in ((MINEWORLD_ID, "token"), (NFD_ID, "denoising")):
+    if _id not in registry:
+        register(
+            id=_id,
+            entry_point="rlir_env.gym:make_env",
+            vector_entry_point="rlir_env.gym:make_vector_env",
+            kwargs={"paradigm": _paradigm},
+        )
 
-__all__ = ["MINEWORLD_ID"]
+__all__ = ["MINEWORLD_ID", "NFD_ID"]

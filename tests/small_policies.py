@@ -1,13 +1,15 @@
-"""Policies of MineWorld's architecture that are just large enough for the identity world."""
+"""Policies of MineWorld's and of NFD's architecture that are just large enough for the identity world."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from rlir_agents.policies import TokenPolicy
-from rlir_agents.world_models import MineWorld, MineWorldConfig, TokenWorldModel
-from rlir_env.envs import TokenGenerationEnv
+from rlir_agents.policies import DenoisingPolicy, TokenPolicy
+from rlir_agents.world_models import NFD, MineWorld, MineWorldConfig, NFDConfig, NFDGroups, TokenWorldModel
+from rlir_env.envs import DenoisingEnv, TokenGenerationEnv
+from rlir_env.game_actions import GameActionSpec
+from rlir_env.testing import IDENTITY_SPEC
 
 
 def small_mineworld(num_codes: int, vocab_size: int, max_length: int, **changes: Any) -> MineWorld:
@@ -44,3 +46,31 @@ def small_policy(
     torch.manual_seed(0)
     sizes = (env.num_codes, env.num_codes + env.num_word_ids, env.layout.sequence_length)
     return TokenPolicy(make_world_model(*sizes), env.layout, env.tokens_per_step, **settings)
+
+
+def small_denoising_policy(env: DenoisingEnv, spec: GameActionSpec = IDENTITY_SPEC, **settings: Any) -> DenoisingPolicy:
+    """A policy for an env, the same at every call.
+
+    Args:
+        env: whose latents and number of frames the world model has.
+        spec: of the env's game actions.
+        settings: of the policy.
+    """
+    torch.manual_seed(0)
+    action_encoder = NFDGroups(spec)
+    config = NFDConfig(
+        latent_shape=env.layout.latent_shape,
+        patch_size=1,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        action_dim=action_encoder.dim,
+        max_frames=env.layout.num_frames,
+        timestep_label="continuous",
+    )
+    world_model = NFD(config)
+    with torch.no_grad():  # fresh gates are zero: such a model would see nothing and say zero
+        for weight in world_model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return DenoisingPolicy(world_model, env.layout, env.steps_per_action, action_encoder=action_encoder, **settings)

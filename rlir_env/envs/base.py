@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import make_composite_from_td
 
@@ -27,6 +27,12 @@ if TYPE_CHECKING:  # the env asks nothing of them but their interface
     from rlir_env.layout import LatentLayout, TokenLayout
     from rlir_env.prompts import GenerationPrompt, PromptSource
     from rlir_env.tokenizers import Tokenizer
+
+EPISODE_KEYS = ("prompt_index", "prompt_seed", "episode_seed", "group_id")
+"""Entries that name an episode and its noise; the agent observes everything else."""
+
+_MOST_CLASSES = 2**31
+"""Of a game action's slot: the env does not know the game, so any index is allowed that any game could have."""
 
 
 class VideoGenerationEnv(EnvBase):
@@ -232,11 +238,9 @@ class VideoGenerationEnv(EnvBase):
             **constants: Specs of further entries that never change in an episode.
         """
         rows = self.batch_size
-        seeds = {
-            name: Unbounded((*rows, 1), dtype=torch.long, device=self.device)
-            for name in ("prompt_index", "prompt_seed", "episode_seed", "group_id")
-        }
-        game_action = Unbounded((*rows, *self._action_shape), dtype=torch.long, device=self.device)
+        integer = {"dtype": torch.long, "device": self.device}
+        seeds = {name: Unbounded((*rows, 1), **integer) for name in EPISODE_KEYS}
+        game_action = Bounded(0, _MOST_CLASSES - 1, (*rows, *self._action_shape), **integer)
         self.observation_spec = observation
         self.state_spec = Composite(game_action=game_action, **seeds, **constants, shape=rows)
         self.action_spec = action

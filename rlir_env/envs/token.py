@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Bounded, Composite
 
 from rlir_env.envs.base import VideoGenerationEnv
 from rlir_env.game_actions import ActionWord
@@ -228,6 +228,7 @@ class TokenGenerationEnv(VideoGenerationEnv):
     def _offsets(self, count: int) -> Tensor:
         return torch.arange(count, device=self.device)
 
-    def _word_spec(self) -> Unbounded:
+    def _word_spec(self) -> Bounded:
         shape = (*self.batch_size, self.layout.num_generated_frames, self.layout.word_length)
-        return Unbounded(shape, dtype=torch.long, device=self.device)
+        # Words start at num_codes; from 0, because TorchRL pads with zeros and wants them inside.
+        return Bounded(0, self.num_codes + self.num_word_ids - 1, shape, dtype=torch.long, device=self.device)

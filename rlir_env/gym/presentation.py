@@ -1,6 +1,8 @@
 """How a state looks from Gymnasium: spaces, observations, infos and pictures of both adapters.
 
-Letters: k tokens per step, A word length, F frames, S slots, L sequence length, n finished frames.
+Spaces are what the core's specs say, without the dimension of rows; nothing in here knows which paradigm it shows.
+
+Letters: B rows, k pieces (tokens or denoising steps) per step, n finished frames.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import torch
 from gymnasium import spaces
 from gymnasium.core import RenderFrame
 from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded
 
-from rlir_env.envs import TokenGenerationEnv
+from rlir_env.envs import VideoGenerationEnv
+from rlir_env.envs.base import EPISODE_KEYS
 
 # Generated videos play at MineWorld's pace when somebody records them with RecordVideo.
 RENDER_METADATA: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": 20}
 
-_OBSERVATION = ("token", "position", "frame_index", "game_action", "game_action_word")
 _PROMPT_INFO = ("prompt_index", "prompt_seed", "episode_seed")
 
 
@@ -45,36 +49,42 @@ def core_seed(np_random: np.random.Generator) -> int:
     return int(np_random.integers(2**62))
 
 
-def observation_space(core: TokenGenerationEnv) -> spaces.Dict:
-    """Space of one row's observation."""
-    layout, num_ids = core.layout, core.num_codes + core.num_word_ids
-    words = (layout.num_generated_frames, layout.word_length)
-    slots = tuple(core.state_spec["game_action"].shape[1:])
-    # Bounds: the env does not know how many classes the game has, so any class index is allowed;
-    # ids of words start at num_codes, but TorchRL's vector wrapper pads with zeros and wants them
-    # in the space.
-    return spaces.Dict(
-        {
-            "token": spaces.Box(-1, num_ids - 1, (layout.sequence_length,), np.int32),
-            "position": spaces.Box(0, layout.sequence_length, (1,), np.int64),
-            "frame_index": spaces.Box(0, layout.num_frames - 1, (1,), np.int64),
-            "game_action": spaces.Box(0, np.iinfo(np.int32).max, slots, np.int64),
-            "game_action_word": spaces.Box(0, num_ids - 1, words, np.int64),
-        }
-    )
+def observation_space(core: VideoGenerationEnv) -> spaces.Dict:
+    """Space of one row's observation: its state, and the constants that say what the video is to show."""
+    specs = {**core.observation_spec, **core.state_spec}
+    boxes = {key: _bounds(spec) for key, spec in specs.items() if key not in EPISODE_KEYS}
+    return spaces.Dict({key: spaces.Box(low, high, dtype=low.dtype.type) for key, (low, high) in boxes.items()})
 
 
-def action_space(core: TokenGenerationEnv) -> spaces.Discrete | spaces.MultiDiscrete:
-    """Space of one row's action: one code, or k."""
-    if core.tokens_per_step == 1:
-        return spaces.Discrete(core.num_codes)
-    return spaces.MultiDiscrete([core.num_codes] * core.tokens_per_step)
+def action_space(core: VideoGenerationEnv) -> spaces.Space:
+    """Space of one row's action, k pieces: ``MultiDiscrete`` or ``Box``; for k = 1 ``Discrete``, or without k."""
+    low, high = (bound[0] if len(bound) == 1 else bound for bound in _bounds(core.action_spec))
+    if np.issubdtype(low.dtype, np.floating):
+        return spaces.Box(low, high, dtype=low.dtype.type)
+    return spaces.Discrete(int(high) + 1) if high.ndim == 0 else spaces.MultiDiscrete(high + 1)
 
 
-def observe(state: TensorDictBase, row: int | None = None) -> dict[str, np.ndarray]:
+def _bounds(spec: Bounded) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest values of one row."""
+    return spec.space.low[0].cpu().numpy(), spec.space.high[0].cpu().numpy()
+
+
+def core_action(core: VideoGenerationEnv, space: spaces.Space, action: Any) -> Tensor:
+    """The core's ``[B, k, ...]`` of what Gymnasium's space holds.
+
+    Raises:
+        ValueError: if the shape is not the space's; what else is wrong the core says.
+    """
+    given = torch.tensor(np.asarray(action))
+    if tuple(given.shape) != space.shape:
+        raise ValueError(f"action has shape {list(given.shape)}, expected {list(space.shape or ())}")
+    return given.reshape(core.action_spec.shape)
+
+
+def observe(space: spaces.Dict, state: TensorDictBase, row: int | None = None) -> dict[str, np.ndarray]:
     """Fresh arrays on every call, constants too: users keep what they are given."""
     rows = slice(None) if row is None else row
-    return {key: state[key][rows].cpu().numpy().copy() for key in _OBSERVATION}
+    return {key: state[key][rows].cpu().numpy().copy() for key in space.keys()}
 
 
 def prompt_info(state: TensorDictBase, row: int) -> dict[str, int]:
@@ -82,14 +92,14 @@ def prompt_info(state: TensorDictBase, row: int) -> dict[str, int]:
     return {key: int(state[key][row]) for key in _PROMPT_INFO}
 
 
-def final_info(core: TokenGenerationEnv, outcome: TensorDictBase, row: int) -> dict[str, Any]:
+def final_info(core: VideoGenerationEnv, outcome: TensorDictBase, row: int) -> dict[str, Any]:
     """The breakdown of a finished row's reward, fresh arrays."""
     keys = [key for key in core.reward_keys if key != "reward"]
     return {key: outcome[key][row].cpu().numpy().copy() for key in keys}
 
 
 def render(
-    core: TokenGenerationEnv, state: TensorDictBase, render_mode: str | None
+    core: VideoGenerationEnv, state: TensorDictBase, render_mode: str | None
 ) -> RenderFrame | list[RenderFrame] | None:
     """Decode the finished frames of a state of one row, as one sheet or as a list of pictures."""
     if render_mode is None:

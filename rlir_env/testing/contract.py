@@ -3,7 +3,8 @@
 It plays random episodes and names the first promise that is broken. Rewards and trainers are *not*
 checked here.
 
-Letters: B rows, T steps, K tokens of a frame, A word length, F frames.
+Letters: B rows, T steps, A word length, F frames, N denoising steps of a frame; c, h, w a latent's channels, height and
+width.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from tensordict import TensorDictBase, assert_close
 from torchrl.envs.utils import check_env_specs, step_mdp
 
-from rlir_env.envs import TokenGenerationEnv, VideoGenerationEnv
+from rlir_env.envs import DenoisingEnv, TokenGenerationEnv, VideoGenerationEnv
 
 
 def check_generation_env(env: VideoGenerationEnv) -> None:
@@ -30,13 +31,16 @@ def check_generation_env(env: VideoGenerationEnv) -> None:
     _check_frozen(env)
     state = env.reset()
     _check_groups(env, state)
-    rollout = env.rollout(env.num_steps, auto_reset=False, tensordict=state)
+    rollout = env.rollout(env.num_steps, auto_reset=False, tensordict=state.clone())
     _check_horizon(env, rollout)
     _check_reward(rollout)
-    _check_pure(env, rollout)
+    _check_pure(env, state, rollout)
     _check_seeding(env)
     if isinstance(env, TokenGenerationEnv):
         _check_tokens(env, rollout)
+    if isinstance(env, DenoisingEnv):
+        _check_latents(env, rollout)
+    _check_states_along(env, state, rollout)
 
 
 def _check_frozen(env: VideoGenerationEnv) -> None:
@@ -50,7 +54,8 @@ def _check_frozen(env: VideoGenerationEnv) -> None:
 
 
 def _check_groups(env: VideoGenerationEnv, state: TensorDictBase) -> None:
-    for key in ("prompt_index", "prompt_seed", "group_id", "game_action"):
+    has_own_noise = isinstance(env, DenoisingEnv) and not env.is_initial_noise_shared
+    for key in ("prompt_index", "group_id", "game_action", *(() if has_own_noise else ("prompt_seed",))):
         by_group = state[key].unflatten(0, (env.num_groups, env.group_size))
         shared = (by_group == by_group[:, :1]).all()
         assert shared, f"siblings share a prompt: {key!r} differs inside a group"
@@ -83,16 +88,18 @@ def _check_reward(rollout: TensorDictBase) -> None:
         assert not value.requires_grad, "the reward has no gradient: it requires one"
 
 
-def _check_pure(env: VideoGenerationEnv, rollout: TensorDictBase) -> None:
-    keys = [*env.observation_spec.keys(), *env.state_spec.keys(), "action", "done", "terminated"]
+def _check_pure(env: VideoGenerationEnv, state: TensorDictBase, rollout: TensorDictBase) -> None:
+    state = state.clone()
     for step in range(rollout.shape[1]):
-        state = rollout[:, step].select(*keys).clone()
+        state["action"] = rollout["action"][:, step].clone()
         before = state.clone()
-        first, second = env.step(state.clone())["next"], env.step(state)["next"]
-        assert (state.select(*keys) == before).all(), "the step is pure: it changed its input"
+        first, after = env.step(state.clone())["next"], env.step(state)
+        second = after["next"]
+        assert (state.select(*before.keys()) == before).all(), "the step is pure: it changed its input"
         assert_close(first, second, rtol=0, atol=0, msg="the step is deterministic: two differ")
         stored = rollout["next"][:, step].select(*second.keys())
         assert_close(stored, second, rtol=0, atol=0, msg="the step is pure: a replay differs")
+        state = step_mdp(after)
 
 
 def _check_seeding(env: VideoGenerationEnv) -> None:
@@ -125,3 +132,44 @@ def _check_tokens(env: TokenGenerationEnv, rollout: TensorDictBase) -> None:
         assert (state["frame_index"] == state["position"] // layout.block_length).all(), (
             "frame_index is the frame of the next token: it is not"
         )
+
+
+def _check_latents(env: DenoisingEnv, rollout: TensorDictBase) -> None:
+    num_denoising_steps, k = env.layout.num_denoising_steps, env.steps_per_action
+    grid = env.layout.grid.float().to(rollout.device)
+    video, starts = rollout["next", "latent"][:, -1], []
+    for step in range(rollout.shape[1]):
+        state, after = rollout[:, step], rollout["next"][:, step]
+        frame, denoising_step = step * k // num_denoising_steps + 1, step * k % num_denoising_steps
+        counts = (state["frame_index"] == frame) & (state["denoising_step"] == denoising_step)
+        assert counts.all(), "denoising_step counts the steps of frame_index: it does not"
+        _check_clock(state, grid[denoising_step], grid[denoising_step + k])
+        latent = state["latent"]
+        assert (latent[:, :frame] == video[:, :frame]).all(), "finished frames stay: one changes"
+        assert latent[:, frame + 1 :].eq(0).all(), "frames to come are zero: one is not"
+        assert (after["latent"][:, frame] == state["action"][:, -1]).all(), (
+            "actions are latents: after the step the frame under way is another"
+        )
+        if denoising_step == 0:
+            starts.append(latent[:, frame])
+    end = rollout["next"][:, -1]
+    assert end["denoising_step"].eq(num_denoising_steps).all(), "denoising_step is N at the end: it is not"
+    _check_clock(end, grid[-1], grid[-1])
+    noise = torch.stack(starts, dim=1).unflatten(0, (env.num_groups, env.group_size))  # [P, G, F-1, c, h, w]
+    if env.is_initial_noise_shared:
+        assert (noise == noise[:, :1]).all(), "siblings start a frame from the same noise: they do not"
+        noise = noise[:, :1]
+    noise = noise.flatten(0, 2).flatten(1)
+    assert len(noise.unique(dim=0)) == len(noise), "every frame starts from noise of its own: two have the same"
+
+
+def _check_clock(state: TensorDictBase, start: torch.Tensor, end: torch.Tensor) -> None:
+    is_right = (state["timestep"] == start) & (state["next_timestep"] == end)
+    assert is_right.all(), "timestep and next_timestep say where the next step starts and ends: they do not"
+
+
+def _check_states_along(env: VideoGenerationEnv, state: TensorDictBase, rollout: TensorDictBase) -> None:
+    along = env.states_along(state, rollout["action"])
+    for key in along.keys():
+        played = torch.cat([rollout[key], rollout["next", key][:, -1:]], dim=1)
+        assert torch.equal(along[key], played), f"states_along is what stepping gives: {key!r} differs"

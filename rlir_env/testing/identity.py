@@ -24,6 +24,7 @@ from rlir_env.prompts import GenerationPrompt, PromptSource
 from rlir_env.rewards import InverseDynamicsReward
 from rlir_env.schedules import shifted_grid
 from rlir_env.testing.identity_tokenizers import IdentityLatents, IdentityTokenizer
+from rlir_env.tokenizers import Tokenizer
 
 IDENTITY_SPEC = GameActionSpec((Slot("move", ("none", "left", "right")), Slot("jump", ("none", "pressed"))))
 
@@ -116,7 +117,7 @@ class IdentityWorld:
     """The frozen components of one world, in the shape of a shipped asset set.
 
     Attributes:
-        tokenizer: Grey levels.
+        tokenizer: Grey levels, as ids or as latents.
         coach: Reads them.
         prompts: ``dev``, ``test`` and ``train`` clips.
         class_frequency: Share of every class of every slot; uniform.
@@ -124,7 +125,7 @@ class IdentityWorld:
         visible_slots: Every slot shows.
     """
 
-    tokenizer: IdentityTokenizer
+    tokenizer: Tokenizer
     coach: IdentityInverseDynamics
     prompts: dict[str, IdentityPrompts]
     class_frequency: list[list[float]]
@@ -135,7 +136,7 @@ class IdentityWorld:
         """A token env of this world; further keywords are those of :class:`TokenGenerationEnv`."""
         reward_fn = self._reward_fn(match)
         return TokenGenerationEnv(
-            self.prompts[split], self.tokenizer, reward_fn, num_word_ids=self.num_word_ids, **kwargs
+            self.prompts[split], self.coach.tokenizer, reward_fn, num_word_ids=self.num_word_ids, **kwargs
         )
 
     def denoising_env(
@@ -144,7 +145,7 @@ class IdentityWorld:
         """A denoising env of this world's frames; further keywords are those of :class:`DenoisingEnv`."""
         timesteps = shifted_grid(num_denoising_steps)
         return DenoisingEnv(
-            self.prompts[split], IdentityLatents(self.tokenizer), self._reward_fn(match), timesteps, **kwargs
+            self.prompts[split], IdentityLatents(self.coach.tokenizer), self._reward_fn(match), timesteps, **kwargs
         )
 
     def _reward_fn(self, match: str) -> InverseDynamicsReward:
@@ -159,22 +160,39 @@ def identity_world(
     num_frames: int = 4,
     num_prompts: int = 16,
     seed: int = 0,
+    tokenizer: str = "tokenizer",
 ) -> IdentityWorld:
     """Make an identity world; by default 6 codes, 2 tokens a frame, 3 generated frames.
+
+    Args:
+        spec: What a game action is.
+        num_codes: Grey levels.
+        grid_size: Patches of a frame down and across.
+        patch_size: Pixels of a patch's side.
+        num_frames: F.
+        num_prompts: Of every split.
+        seed: Of the clips.
+        tokenizer: ``"tokenizer"`` for ids, ``"kl_tokenizer"`` for latents, as in `rlir_env.assets.load_world`.
+
+    Raises:
+        ValueError: if the codes cannot show the game actions, or there is no such tokenizer.
 
     Example:
         >>> env = identity_world().env(num_prompts=2, group_size=3, tokens_per_step="frame")
         >>> env.batch_size, env.num_steps
         (torch.Size([6]), 3)
     """
-    tokenizer = IdentityTokenizer(num_codes, grid_size, patch_size)
+    codes = IdentityTokenizer(num_codes, grid_size, patch_size)
+    tokenizers = {"tokenizer": codes, "kl_tokenizer": IdentityLatents(codes)}
+    if tokenizer not in tokenizers:
+        raise ValueError(f"no tokenizer {tokenizer!r}: use one of {', '.join(tokenizers)}")
     prompts = {
-        split: IdentityPrompts(tokenizer, spec, num_prompts, num_frames, seed + offset)
+        split: IdentityPrompts(codes, spec, num_prompts, num_frames, seed + offset)
         for offset, split in enumerate(("dev", "test", "train"))
     }
     return IdentityWorld(
-        tokenizer=tokenizer,
-        coach=IdentityInverseDynamics(tokenizer, spec),
+        tokenizer=tokenizers[tokenizer],
+        coach=IdentityInverseDynamics(codes, spec),
         prompts=prompts,
         class_frequency=[[1 / n] * n for n in spec.num_classes],
         num_word_ids=sum(spec.num_classes),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dense_attention import dense_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlir_agents.commands.building import build
@@ -71,19 +72,6 @@ def cached_velocity(model: NFD, batch: dict[str, torch.Tensor], dtype: torch.dty
 
 def largest(difference: torch.Tensor) -> float:
     return difference.abs().max().item()
-
-
-def dense_attention(query, key, value, layout: FrameLayout, sees_own_clean_copy: bool = False):
-    """The reference page's mask (section 4.2), all copies by all copies, through torch's own attention."""
-    frame = torch.tensor(layout.frame_index)
-    is_clean = torch.zeros(len(frame), dtype=torch.bool)
-    is_clean[layout.clean_copies] = True
-    is_past = frame[:, None] >= frame if sees_own_clean_copy else frame[:, None] > frame
-    is_visible = (is_clean & is_past) | torch.eye(len(frame), dtype=torch.bool)
-    num_tokens = query.shape[3]
-    mask = is_visible.repeat_interleave(num_tokens, 0).repeat_interleave(num_tokens, 1)
-    flat = (tensor.flatten(2, 3) for tensor in (query, key, value))
-    return torch.nn.functional.scaled_dot_product_attention(*flat, attn_mask=mask, scale=1.0).view_as(query)
 
 
 @pytest.fixture(scope="module")

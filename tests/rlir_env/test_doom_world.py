@@ -8,7 +8,7 @@ import torch
 import rlir_env  # noqa: F401  (registers the ids)
 from rlir_env.assets import load_world
 from rlir_env.envs import TokenGenerationEnv
-from rlir_env.gym import TokenGymEnv
+from rlir_env.gym import GenerationGymEnv
 from rlir_env.prompts import ClipPrompts
 from rlir_env.rewards import InverseDynamicsReward
 
@@ -59,7 +59,7 @@ def pay_all(world, frames, game_action, game_action_word):
     """Mean reward of real continuations under these game actions, and the share of matches of every slot ``[S]``."""
     prompts = ClipPrompts(frames, game_action, game_action_word)
     reward_fn = InverseDynamicsReward(world.coach, "per_slot", world.visible_slots)
-    env = TokenGymEnv(TokenGenerationEnv(prompts, world.tokenizer, reward_fn, tokens_per_step="frame"))
+    env = GenerationGymEnv(TokenGenerationEnv(prompts, world.tokenizer, reward_fn, tokens_per_step="frame"))
     codes = world.tokenizer.encode(frames[:, 1:]).numpy()  # [P, F-1, K]
     paid = [pay(env, i, codes[i]) for i in range(len(codes))]
     reward = np.mean([reward for reward, _ in paid])

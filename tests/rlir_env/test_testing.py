@@ -1,37 +1,32 @@
 """The public test helpers: the identity world reads itself, the checker finds breaches."""
 
+import copy
 import math
 
 import pytest
 import torch
+from paradigms import DENOISING, PARADIGMS, TOKENS, WORLD, Paradigm
 
-from rlir_env.envs import TokenGenerationEnv
+from rlir_env.envs import VideoGenerationEnv
 from rlir_env.game_actions import MINECRAFT
 from rlir_env.testing import (
     IDENTITY_SPEC,
     IdentityInverseDynamics,
+    IdentityLatents,
     IdentityTokenizer,
     RandomTokenPolicy,
     check_generation_env,
     identity_world,
 )
 
-WORLD = identity_world()
+both = pytest.mark.parametrize("paradigm", PARADIGMS.values(), ids=PARADIGMS)
 
 
-def broken_env(**methods):
-    """An env class with some methods replaced."""
-    cls = type("Broken", (TokenGenerationEnv,), methods)
-    env = WORLD.env()
-    return cls(
-        env.prompts,
-        env.tokenizer,
-        env.reward_fn,
-        num_prompts=2,
-        group_size=2,
-        tokens_per_step="frame",
-        num_word_ids=WORLD.num_word_ids,
-    )
+def broken_env(paradigm: Paradigm, granularity: int | str = "frame", **methods) -> VideoGenerationEnv:
+    """An env with some methods replaced; ``super(type(self), self)`` has the right ones."""
+    env = paradigm.core(num_prompts=2, group_size=2, **{paradigm.granularity: granularity})
+    env.__class__ = type("Broken", (type(env),), methods)
+    return env
 
 
 def test_tokenizer_round_trip_through_uint8():
@@ -41,6 +36,18 @@ def test_tokenizer_round_trip_through_uint8():
     assert frames.shape == (5, 7, 3, 4, 6) and tokenizer.frame_size == (4, 6)
     assert (tokenizer.encode(frames) == codes).all()
     assert (tokenizer.encode((frames * 255).round().to(torch.uint8)) == codes).all()
+
+
+def test_latents_of_the_levels_have_unit_variance_and_come_back():
+    codes = IdentityTokenizer(num_codes=128, grid_size=(2, 3), patch_size=2)
+    latents, generator = IdentityLatents(codes), torch.Generator().manual_seed(0)
+    frames = codes.decode(torch.randint(128, (50, 7, 6), generator=generator))
+    latent = latents.encode(frames)
+    assert latent.shape == (50, 7, 1, 2, 3) and latents.code_shape == (1, 2, 3) and latent.dtype == torch.float32
+    assert latent.mean().abs() < 0.1 and latent.std().item() == pytest.approx(1, abs=0.05)
+    torch.testing.assert_close(latents.decode(latent), frames)
+    beyond = latents.decode(torch.tensor([-3.0, 3.0]).reshape(2, 1, 1, 1).expand(2, 1, 2, 3))
+    assert beyond[0].eq(0).all() and beyond[1].eq(1).all()
 
 
 def test_idm_reads_the_frame_after_the_action():
@@ -61,10 +68,13 @@ def test_idm_reads_the_frame_after_the_action():
 
 def test_the_world_fits_other_games():
     world = identity_world(MINECRAFT, num_codes=11, grid_size=(3, 3), num_frames=16)
-    env = world.env(num_prompts=2, tokens_per_step="frame")
-    check_generation_env(env)
-    assert env.layout.sequence_length == 16 * 9 + 15 * 9
-    assert (env.reset()["game_action"] < torch.tensor(MINECRAFT.num_classes)).all()
+    tokens = world.env(num_prompts=2, tokens_per_step="frame")
+    assert tokens.layout.sequence_length == 16 * 9 + 15 * 9
+    latents = world.denoising_env(num_prompts=2, steps_per_action="frame")
+    assert latents.layout.latent_shape == (1, 3, 3) and latents.layout.num_frames == 16
+    for env in (tokens, latents):
+        check_generation_env(env)
+        assert (env.reset()["game_action"] < torch.tensor(MINECRAFT.num_classes)).all()
 
 
 def test_impossible_worlds_are_refused():
@@ -74,6 +84,8 @@ def test_impossible_worlds_are_refused():
         identity_world(IDENTITY_SPEC, num_codes=2)
     with pytest.raises(ValueError, match=r"2\.\.128"):
         IdentityTokenizer(num_codes=129)
+    with pytest.raises(ValueError, match="no tokenizer 'vq': use one of tokenizer, kl_tokenizer"):
+        identity_world(tokenizer="vq")
 
 
 def test_target_frames_show_the_game_actions():
@@ -83,7 +95,7 @@ def test_target_frames_show_the_game_actions():
 
 
 def test_random_policy_is_uniform_and_reproducible():
-    env = WORLD.env(num_prompts=16, group_size=8, tokens_per_step="frame")
+    env = TOKENS.core(num_prompts=16, group_size=8, tokens_per_step="frame")
     rollouts = []
     for _ in range(2):
         env.set_seed(0)
@@ -95,80 +107,166 @@ def test_random_policy_is_uniform_and_reproducible():
     assert rollouts[0]["next", "reward"][:, -1].mean().item() == pytest.approx(5 / 12, abs=0.06)
 
 
-def test_checker_finds_an_impure_step():
+@both
+def test_checker_finds_an_impure_step(paradigm: Paradigm):
     def _step(self, tensordict):
         self.count = getattr(self, "count", 0) + 1
-        result = TokenGenerationEnv._step(self, tensordict)
-        result["token"] = result["token"].clone()
-        result["token"][:, 0] = self.count % 2
+        result = super(type(self), self)._step(tensordict)
+        result[paradigm.video] = result[paradigm.video].clone()
+        result[paradigm.video][:, 0] = self.count % 2
         return result
 
     with pytest.raises(AssertionError, match="deterministic|pure"):
-        check_generation_env(broken_env(_step=_step))
+        check_generation_env(broken_env(paradigm, _step=_step))
 
 
-def test_checker_finds_a_step_that_changes_its_input():
+@both
+def test_checker_finds_a_step_that_changes_its_input(paradigm: Paradigm):
     def _step(self, tensordict):
-        result = TokenGenerationEnv._step(self, tensordict)
-        tensordict["token"][:, -1] = 3
+        result = super(type(self), self)._step(tensordict)
+        tensordict[paradigm.video][:, -1] = 3
         return result
 
-    with pytest.raises(AssertionError, match="changed its input|position is the next"):
-        check_generation_env(broken_env(_step=_step))
+    with pytest.raises(AssertionError, match="changed its input"):
+        check_generation_env(broken_env(paradigm, _step=_step))
 
 
-def test_checker_finds_an_early_reward():
+@both
+def test_checker_finds_an_early_reward(paradigm: Paradigm):
     def no_reward(self, num_rows):
-        zeros = TokenGenerationEnv.no_reward(self, num_rows)
-        return zeros.apply(torch.ones_like)
+        return super(type(self), self).no_reward(num_rows).apply(torch.ones_like)
 
     with pytest.raises(AssertionError, match="reward is terminal"):
-        check_generation_env(broken_env(no_reward=no_reward))
+        check_generation_env(broken_env(paradigm, no_reward=no_reward))
+
+
+@both
+def test_checker_finds_equal_siblings(paradigm: Paradigm):
+    def _state(self, prompt_index, episode_seed, group_id):
+        return super(type(self), self)._state(prompt_index, episode_seed * 0, group_id)
+
+    with pytest.raises(AssertionError, match="siblings differ"):
+        check_generation_env(broken_env(paradigm, _state=_state))
+
+
+@both
+def test_checker_finds_siblings_whose_noise_is_not_shared(paradigm: Paradigm):
+    def _state(self, prompt_index, episode_seed, group_id):
+        state = super(type(self), self)._state(prompt_index, episode_seed, group_id)
+        return state.set("prompt_seed", state["episode_seed"])
+
+    with pytest.raises(AssertionError, match="siblings share a prompt: 'prompt_seed'"):
+        check_generation_env(broken_env(paradigm, _state=_state))
+
+
+@both
+def test_checker_finds_states_that_stepping_does_not_give(paradigm: Paradigm):
+    def states_along(self, state, action):
+        states = super(type(self), self).states_along(state, action)
+        states["frame_index"] = states["frame_index"] - 1
+        return states
+
+    with pytest.raises(AssertionError, match="states_along is what stepping gives: 'frame_index'"):
+        check_generation_env(broken_env(paradigm, states_along=states_along))
 
 
 def test_checker_finds_missing_words():
     with pytest.raises(AssertionError, match="words stand behind their frame"):
-        check_generation_env(broken_env(_append_word=lambda self, *_: None))
+        check_generation_env(broken_env(TOKENS, _append_word=lambda self, *_: None))
 
 
-def test_checker_finds_equal_siblings():
-    def _state(self, prompt_index, episode_seed, group_id):
-        return TokenGenerationEnv._state(self, prompt_index, episode_seed * 0, group_id)
-
-    with pytest.raises(AssertionError, match="siblings differ"):
-        check_generation_env(broken_env(_state=_state))
+def fading_frames(self, tensordict):
+    result = super(type(self), self)._step(tensordict)
+    result["latent"][:, 0] *= 0.5
+    return result
 
 
-class NormedTokenizer(IdentityTokenizer):
-    """Frames pass a batch norm, which in training mode counts what it sees."""
+def early_noise(self, tensordict):
+    result = super(type(self), self)._step(tensordict)
+    result["latent"][:, 3] += 0.5
+    return result
 
-    def __init__(self):
-        super().__init__()
-        self.norm = torch.nn.BatchNorm2d(3, affine=False)
+
+@pytest.mark.parametrize(
+    ("message", "methods"),
+    [
+        ("finished frames stay", {"_step": fading_frames}),
+        ("frames to come are zero", {"_step": early_noise}),
+        (
+            "actions are latents",
+            {"_checked_action": lambda self, state: super(type(self), self)._checked_action(state) / 2},
+        ),
+        (
+            "timestep and next_timestep say",
+            {"_clock": lambda self, step: super(type(self), self)._clock(step) | {"next_timestep": 0.0 * step.float()}},
+        ),
+        (
+            "siblings start a frame from the same noise",
+            {
+                "initial_noise": lambda self, state, frame: super(type(self), self).initial_noise(
+                    state.copy().set("prompt_seed", state["episode_seed"]), frame
+                )
+            },
+        ),
+        (
+            "noise of its own",
+            {"initial_noise": lambda self, state, frame: super(type(self), self).initial_noise(state, 0 * frame)},
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_checker_finds_what_denoising_must_not_do(message, methods):
+    with pytest.raises(AssertionError, match=message):
+        check_generation_env(broken_env(DENOISING, 1, **methods))
+
+
+def test_checker_finds_a_denoising_step_that_does_not_count():
+    def _clock(self, step):
+        clock = super(type(self), self)._clock(step)
+        is_inside = (step > 0) & (step < self.layout.num_denoising_steps)
+        return clock | {"denoising_step": torch.where(is_inside, 0, step)}
+
+    def _step(self, tensordict):
+        step = (tensordict["timestep"] != 1).long()  # the env itself knows
+        return super(type(self), self)._step(tensordict.copy().set("denoising_step", step))
+
+    with pytest.raises(AssertionError, match="denoising_step counts the steps"):
+        check_generation_env(broken_env(DENOISING, 1, _clock=_clock, _step=_step))
+
+
+def with_norm(tokenizer: torch.nn.Module) -> torch.nn.Module:
+    """Its frames pass a batch norm, which in training mode counts what it sees."""
 
     def decode_codes(self, codes):
-        return super().decode_codes(codes) + 0 * self.norm(super().decode_codes(codes))
+        frames = super(type(self), self).decode_codes(codes)
+        return frames + 0 * self.norm(frames)
+
+    tokenizer.norm = torch.nn.BatchNorm2d(3, affine=False).eval()
+    tokenizer.__class__ = type("Normed", (type(tokenizer),), {"decode_codes": decode_codes})
+    return tokenizer
 
 
-def test_a_training_env_stays_frozen():
-    env = TokenGenerationEnv(
-        WORLD.prompts["dev"], NormedTokenizer(), WORLD.env().reward_fn, num_word_ids=WORLD.num_word_ids
-    )
+@both
+def test_a_training_env_stays_frozen(paradigm: Paradigm):
+    env = broken_env(paradigm)
+    env.tokenizer = with_norm(copy.deepcopy(env.tokenizer))
     env.train()
     env.rollout(env.num_steps)
     assert env.tokenizer.norm.num_batches_tracked == 0
     check_generation_env(env)
 
 
-def test_checker_finds_statistics_that_go_on():
-    env = broken_env(train=torch.nn.Module.train)
-    env.tokenizer = NormedTokenizer().requires_grad_(False)
+@both
+def test_checker_finds_statistics_that_go_on(paradigm: Paradigm):
+    env = broken_env(paradigm, train=torch.nn.Module.train)
+    env.tokenizer = with_norm(copy.deepcopy(env.tokenizer))
     with pytest.raises(AssertionError, match=r"nothing learns: .*norm\.running_mean"):
         check_generation_env(env)
 
 
-def test_checker_finds_trainable_parts():
-    env = broken_env()
+@both
+def test_checker_finds_trainable_parts(paradigm: Paradigm):
+    env = broken_env(paradigm)
     env.reward_fn.scale = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(AssertionError, match="nothing trainable"):
         check_generation_env(env)

@@ -1,6 +1,6 @@
 """Many videos as one Gymnasium vector env: a thin adapter around a TorchRL core of n rows.
 
-Letters: n rows, k tokens per step.
+Letters: n rows, k tokens or denoising steps per step; c, h, w a latent's channels, height and width.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from tensordict import TensorDictBase
 from torchrl.envs.utils import step_mdp
 
-from rlir_env.envs import TokenGenerationEnv
+from rlir_env.envs import VideoGenerationEnv
 from rlir_env.gym.presentation import (
     RENDER_METADATA,
     action_space,
     check_render_mode,
     check_reset_options,
+    core_action,
     core_seed,
     final_info,
     observation_space,
@@ -30,19 +32,21 @@ from rlir_env.gym.presentation import (
 )
 
 
-class TokenGymVectorEnv(VectorEnv):
+class GenerationGymVectorEnv(VectorEnv):
     """The agent is the world model: it continues n videos at a time.
 
-    Spaces and infos are those of :class:`~rlir_env.gym.TokenGymEnv`, batched.
+    Spaces and infos are those of :class:`~rlir_env.gym.GenerationGymEnv`, batched.
 
     ``autoreset_mode`` is ``SAME_STEP`` (the last observation and info stand in ``final_obs`` and
     ``final_info``) or ``DISABLED`` (``reset(options={"reset_mask": mask})`` starts the rows of the
     mask anew).
     """
 
+    single_observation_space: spaces.Dict
+
     def __init__(
         self,
-        core: TokenGenerationEnv,
+        core: VideoGenerationEnv,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         render_mode: str | None = "rgb_array",
     ) -> None:
@@ -100,27 +104,30 @@ class TokenGymVectorEnv(VectorEnv):
             self._restart(mask)
         else:
             self._state = self.core.reset()
-        return observe(self._state), self._prompt_info(mask)
+        return observe(self.single_observation_space, self._state), self._prompt_info(mask)
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Append k tokens to every video, ``actions`` being ``[n]`` (k = 1) or ``[n, k]``.
+        """Take the next k pieces of every video.
+
+        Args:
+            actions: Codes ``[n]`` (k = 1) or ``[n, k]``; or latents ``[n, c, h, w]`` or ``[n, k, c, h, w]``.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
-            ValueError: if the actions are not codes or a video is complete.
+            ValueError: if the actions are not in the action space (nothing is clipped), or a video is complete.
         """
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
-        self._state["action"] = torch.as_tensor(np.asarray(actions)).reshape(self.num_envs, -1)
+        self._state["action"] = core_action(self.core, self.action_space, actions)
         after = self.core.step(self._state)
         outcome = after["next"]
         self._state = step_mdp(after)
         is_over = outcome["terminated"].squeeze(-1).cpu().numpy()
         reward = outcome["reward"].squeeze(-1).double().cpu().numpy()
         info = self._end(outcome, is_over)
-        return observe(self._state), reward, is_over.copy(), np.zeros_like(is_over), info
+        return observe(self.single_observation_space, self._state), reward, is_over.copy(), np.zeros_like(is_over), info
 
     def render(self) -> tuple[Any, ...]:
         """For every row the frames decoded so far, as one tiled picture or as a list."""
@@ -154,7 +161,7 @@ class TokenGymVectorEnv(VectorEnv):
         for row in is_over.nonzero()[0].tolist():
             final = final_info(self.core, outcome, row)
             if is_same_step:
-                last = observe(self._state, row)
+                last = observe(self.single_observation_space, self._state, row)
                 # TorchRL 0.14 looks for the entries of a dict observation in final_info, else it
                 # reads zeros.
                 final |= prompt_info(self._state, row) | last
