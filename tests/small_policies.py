@@ -74,3 +74,36 @@ def small_denoising_policy(env: DenoisingEnv, spec: GameActionSpec = IDENTITY_SP
         for weight in world_model.parameters():
             weight += 0.1 * torch.randn_like(weight)
     return DenoisingPolicy(world_model, env.layout, env.steps_per_action, action_encoder=action_encoder, **settings)
+
+
+def teach_random_play(policy: DenoisingPolicy, num_codes: int, num_steps: int = 300) -> DenoisingPolicy:
+    """Let a policy make frames of the identity world whatever is pressed: a base model that ignores its actions.
+
+    A fresh model makes noise, which the coach reads as one class or the other for good; reinforcement has to start from
+    videos in which everything happens.
+
+    Args:
+        policy: learns by flow matching, on clips of random grey levels under random game actions.
+        num_codes: of the world.
+        num_steps: of training.
+    """
+    noise, layout, encoder = torch.Generator().manual_seed(0), policy.layout, policy.action_encoder
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    for _ in range(num_steps):
+        levels = torch.randint(num_codes, (64, layout.num_frames, *layout.latent_shape), generator=noise)
+        frames = 12**0.5 * (levels / (num_codes - 1) - 0.5)
+        pressed = [torch.randint(n, (64, layout.num_frames - 1), generator=noise) for n in encoder.spec.num_classes]
+        timestep = torch.rand(64, layout.num_frames - 1, 4, generator=noise)
+        start = torch.randn(*timestep.shape, *layout.latent_shape, generator=noise)
+        data = frames[:, 1:, None].expand_as(start)
+        velocity = policy.world_model.velocity_of_steps(
+            frames[:, :-1],
+            torch.zeros(64, layout.num_frames - 1),
+            torch.lerp(data, start, timestep[..., None, None, None]),
+            timestep,
+            encoder.of_frames(torch.stack(pressed, dim=-1)),
+        )
+        optimizer.zero_grad()
+        (velocity - (start - data)).square().mean().backward()
+        optimizer.step()
+    return policy
