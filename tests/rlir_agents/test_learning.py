@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_policies import small_denoising_policy, small_policy, teach_random_play
 from tensordict import TensorDictBase
+from torchrl.envs.utils import make_composite_from_td
 from torchrl.objectives import ClipPPOLoss, LossModule
 
 from rlir_agents.advantages import FramewiseCredit, SequenceCredit
@@ -113,28 +114,37 @@ def check_learning(trainer: Trainer) -> None:
     assert after["train/log_prob_mismatch"] < 1e-5
 
 
-def test_brightness_rises(tmp_path):
-    world = identity_world()
-    env = TokenGenerationEnv(
-        world.prompts["dev"],
-        world.tokenizer,
-        BrightnessReward(),
-        num_prompts=4,
-        group_size=8,
-        tokens_per_step="frame",
-        num_word_ids=world.num_word_ids,
-    )
-    trainer = make_trainer(env, small_policy(env), grpo, tmp_path, num_iterations=20, num_epochs=2)
-    # Codes 0..5 are greys 0..1: 0.5 by chance.
-    assert trainer.run_iteration()["reward/mean"] < 0.7
-    assert trainer.train()["reward/mean"] > 0.9
-
-
-@pytest.mark.parametrize(
+BOTH_PARADIGMS = pytest.mark.parametrize(
     "make_env, make_policy",
     [(token_env, small_policy), (denoising_env, denoising_policy)],
     ids=["tokens", "denoising"],
 )
+
+
+@BOTH_PARADIGMS
+def test_brightness_rises(make_env, make_policy, tmp_path):
+    env = make_env(num_prompts=4, group_size=8)
+    env.reward_fn = BrightnessReward()  # in the place of the coach's; both report the same entries by frame
+    env.reward_spec = make_composite_from_td(env.no_reward(*env.batch_size))
+    trainer = make_trainer(env, make_policy(env), grpo, tmp_path, num_iterations=20, num_epochs=2)
+    # Greys are 0..1: 0.5 by chance.
+    assert trainer.run_iteration()["reward/mean"] < 0.7
+    assert trainer.train()["reward/mean"] > 0.9
+
+
+@BOTH_PARADIGMS
+def test_without_an_advantage_nothing_moves(make_env, make_policy, tmp_path):
+    env = make_env(num_prompts=2, group_size=4)
+    trainer = make_trainer(env, make_policy(env), grpo, tmp_path, num_iterations=2)
+    trainer.advantage = lambda rollout: rollout.set("advantage", torch.zeros_like(rollout["next", "reward"]))
+    for group in trainer.optimizer.param_groups:
+        group["weight_decay"] = 0.0  # it moves weights whatever the loss says
+    before = [weight.clone() for weight in trainer.policy.parameters()]
+    trainer.train()
+    assert all(torch.equal(now, then) for now, then in zip(trainer.policy.parameters(), before, strict=True))
+
+
+@BOTH_PARADIGMS
 @pytest.mark.parametrize("algorithm", [framewise_grpo, ppo], ids=lambda algorithm: algorithm.__name__)
 def test_an_interrupted_run_goes_on_bitwise(make_env, make_policy, algorithm, tmp_path):
     numbers = {"num_iterations": 6, "checkpoint_every": 2, "evaluate_every": 5}
