@@ -1,9 +1,11 @@
-"""Measure everything, print the tables, and write them down as numbers.
+r"""Measure everything, print the tables, and write them down as numbers.
 
     python -m benchmarks                                    # what `make bench` runs: minutes, on cores that are idle
-    python -m benchmarks --results runs/speed.json env.num_prompts=2 env.group_size=4     # to try it out
+    python -m benchmarks --only denoising                   # a part of it; is printed, and written where --results says
+    python -m benchmarks --results runs/speed.json --repeats 1 env.num_prompts=2 env.group_size=4 \
+        --denoising env.group_size=4 world_model.config.num_layers=1                          # to try it out
 
-Further arguments are overrides of `rlir train experiment=demo`.
+Further arguments are overrides of `rlir train experiment=demo`, and after `--denoising` of `experiment=demo_nfd`.
 """
 
 from __future__ import annotations
@@ -11,79 +13,138 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.demo import assemble_demo
+from benchmarks.denoising import SUBJECTS, measure_forms, measure_rollouts
+from benchmarks.denoising_figures import denoising_figures, denoising_tables
 from benchmarks.figures import (
     Figures,
     generation_figures,
     iteration_figures,
+    machine_text,
     peak_figures,
-    tables,
+    token_tables,
     work_figures,
 )
 from benchmarks.generation import WAYS, measure_apart
 from benchmarks.iteration import counted_work, rollout_work, seconds_of_parts
-from benchmarks.peaks import machine, measure_peaks
+from benchmarks.peaks import Peaks, machine, measure_peaks
 from rlir_agents.commands.assembly import Assembly
 from rlir_env.atomic_files import write_text
 
 _RESULTS = Path(__file__).parent / "results" / "speed.json"
+_REPEATS = 3
+
+# Announces a stage of the work, and counts it when it is done.
+Stage = Callable[[str], AbstractContextManager[None]]
+# What is left to do once the machine's peaks are known.
+Finish = Callable[[Peaks], Figures]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all benchmarks in one go."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=_RESULTS, help="where the numbers go")
+    parser.add_argument("--results", type=Path, help=f"where the numbers go; those of all parts: {_RESULTS.name}")
+    parser.add_argument("--only", choices=tuple(_PARTS), help="measure one part")
+    parser.add_argument("--repeats", type=int, default=_REPEATS, help="runs of which denoising's medians are taken")
+    parser.add_argument("--denoising", nargs="*", default=[], help="key=value of `rlir train`, on top of demo_nfd")
     parser.add_argument("overrides", nargs="*", help="key=value of `rlir train`, on top of the demo")
-    given = parser.parse_args(arguments)
-    figures = measure(given.overrides)
-    figures["command"] = shlex.join(["python", "-m", "benchmarks", *given.overrides])
-    write_text(given.results, json.dumps(figures, indent=1) + "\n")
-    print(f"\n{tables(figures)}\n\n{given.results}")
+    given = parser.parse_intermixed_args(arguments)
+    overrides = {"tokens": given.overrides, "denoising": given.denoising}
+    overrides = {part: of_part for part, of_part in overrides.items() if given.only in (None, part)}
+    figures = measure(overrides, given.repeats)
+    texts = [machine_text(figures["machine"], figures["peaks"])]
+    texts += [_PARTS[part].tables(figures[part]) for part in overrides]
+    print("", *texts, sep="\n\n")
+    results = _RESULTS if given.results is None and given.only is None else given.results
+    if results is not None:
+        figures["command"] = _command(given)
+        write_text(results, json.dumps(figures, indent=1) + "\n")
+        print(f"\n{results}")
 
 
-def measure(overrides: Sequence[str]) -> Figures:
-    """All figures of the demo.
+def _command(given: argparse.Namespace) -> str:
+    """What makes these figures again, wherever they are written."""
+    only = [] if given.only is None else ["--only", given.only]
+    repeats = [] if given.repeats == _REPEATS else ["--repeats", str(given.repeats)]
+    denoising = ["--denoising", *given.denoising] if given.denoising else []
+    return shlex.join(["python", "-m", "benchmarks", *only, *repeats, *given.overrides, *denoising])
+
+
+def measure(parts: Mapping[str, Sequence[str]], repeats: int) -> Figures:
+    """All figures of some parts.
 
     Args:
-        overrides: of its config.
+        parts: Overrides of the config of each.
+        repeats: Runs of which denoising's medians are taken; those of tokens are long, and taken once.
     """
-    with tqdm(total=3 + len(WAYS), unit="stage", dynamic_ncols=True) as bar:
+    num_stages = sum(_PARTS[part].num_stages for part in parts)
+    with tqdm(total=1 + num_stages, unit="stage", dynamic_ncols=True) as bar:
 
-        def stage(name: str) -> None:
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
             bar.set_description(name)
-
-        generations = {}
-        for name, way in WAYS.items():
-            stage(way.title)
-            generations[name] = measure_apart(name, overrides)
+            yield
             bar.update()
-        stage("one iteration")
+
+        finish = {part: _PARTS[part].measure(overrides, repeats, stage) for part, overrides in parts.items()}
+        with stage("peaks"):
+            peaks = measure_peaks([torch.bfloat16, torch.float32])
+    figures = {part: one(peaks) for part, one in finish.items()}
+    return {"machine": machine(), "peaks": peak_figures(peaks), **figures}
+
+
+def _measure_tokens(overrides: Sequence[str], repeats: int, stage: Stage) -> Finish:
+    """The demo: ways to generate, and an iteration."""
+    generations = {}
+    for name, way in WAYS.items():
+        with stage(way.title):
+            generations[name] = measure_apart(name, overrides)
+    with stage("one iteration"):
         seconds = seconds_of_parts(overrides)
-        bar.update()
-        stage("counting work")
+    with stage("counting work"):
         assembly = assemble_demo(overrides)
         of_rollout = rollout_work(assembly)
         works = {"rollout": [work for part in of_rollout.values() for work in part], **counted_work(overrides)}
-        bar.update()
-        stage("peaks")
-        peaks = measure_peaks(sorted({work.dtype for part in works.values() for work in part}, key=str))
-        bar.update()
-    return {
-        "machine": machine(),
+    return lambda peaks: {
         **_setting(assembly),
-        "peaks": peak_figures(peaks),
         "generation": generation_figures(generations),
         "iteration": iteration_figures(seconds, works, peaks),
         "rollout": {part: work_figures(of_part, peaks) for part, of_part in of_rollout.items()},
     }
+
+
+def _measure_denoising(overrides: Sequence[str], repeats: int, stage: Stage) -> Finish:
+    """Diffusion world models: log-probs and rollouts."""
+    forms = {}
+    for subject in SUBJECTS:
+        with stage(f"log-probs of {subject.world_model}"):
+            forms[subject.world_model] = measure_forms(subject, overrides, repeats)
+    with stage("denoising rollouts"):
+        rollouts = measure_rollouts(overrides, repeats)
+    return lambda peaks: denoising_figures(forms, rollouts, peaks)
+
+
+class _Part(NamedTuple):
+    """What `measure` can measure: how, in how many stages, and how its figures are printed."""
+
+    measure: Callable[[Sequence[str], int, Stage], Finish]
+    num_stages: int
+    tables: Callable[[Figures], str]
+
+
+_PARTS = {
+    "tokens": _Part(_measure_tokens, 2 + len(WAYS), token_tables),
+    "denoising": _Part(_measure_denoising, 1 + len(SUBJECTS), denoising_tables),
+}
 
 
 def _setting(assembly: Assembly) -> dict[str, Any]:

@@ -47,24 +47,27 @@ def work_figures(works: Sequence[Work], peaks: Peaks) -> Figures:
     return {"flops": flops, "bytes": num_bytes, "limit_seconds": seconds, "bound_by": bound_by}
 
 
+def timed_figures(seconds: float, works: Sequence[Work], peaks: Peaks) -> Figures:
+    """Seconds of a part beside its work."""
+    counted = work_figures(works, peaks)
+    return {"seconds": seconds, **counted, "times_limit": seconds / counted["limit_seconds"]}
+
+
 def iteration_figures(seconds: Mapping[str, float], works: Mapping[str, Sequence[Work]], peaks: Peaks) -> Figures:
     """Every part's seconds beside its work, and the whole iteration."""
     everything = [work for part in seconds for work in works[part]]
     rows = {part: (seconds[part], works[part]) for part in seconds} | {"iteration": (sum(seconds.values()), everything)}
-    figures = {}
-    for part, (taken, of_part) in rows.items():
-        counted = work_figures(of_part, peaks)
-        share = taken / sum(seconds.values())
-        ratio = taken / counted["limit_seconds"]
-        figures[part] = {"seconds": taken, "share": share, **counted, "times_limit": ratio}
-    return figures
+    return {
+        part: {"share": taken / sum(seconds.values()), **timed_figures(taken, of_part, peaks)}
+        for part, (taken, of_part) in rows.items()
+    }
 
 
-def tables(figures: Figures) -> str:
-    """All figures as plain text."""
+def token_tables(figures: Figures) -> str:
+    """All figures of tokens as plain text."""
     return "\n\n".join(
         [
-            _heading(figures),
+            _setting_text(figures["batch"], figures["world_model"]),
             _generation_table(figures["generation"], figures["batch"]["tokens_of_each_video"]),
             _iteration_table(figures["iteration"]),
             _rollout_table(figures["rollout"]),
@@ -73,20 +76,23 @@ def tables(figures: Figures) -> str:
     )
 
 
-def _heading(figures: Figures) -> str:
-    machine, peaks, batch, model = (figures[key] for key in ("machine", "peaks", "batch", "world_model"))
+def machine_text(machine: Figures, peaks: Figures) -> str:
+    """The machine and its peaks."""
     products = peaks["matrix_product_flops_per_second"].items()
     rates = " and ".join(f"{number(rate / 1e12, 2)} TFLOP/s in {name}" for name, rate in products)
     copy = f"{number(peaks['memory_copy_bytes_per_second'] / 1e9, 1)} GB/s, read and written"
-    return "\n".join(
-        [
-            f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}",
-            f"peaks: matrix product {rates}; memory copy {copy}",
-            f"{batch['num_prompts']} prompts x {batch['group_size']} siblings, {batch['tokens_of_each_video']} tokens "
-            f"a video; {model['num_parameters'] / 1e6:.2f} M parameters, {model['num_hidden_layers']} layers, "
-            f"{model['num_attention_heads']} heads on {model['num_key_value_heads']} of keys and values; "
-            f"rollouts in {batch['dtype']}",
-        ]
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}\n"
+        f"peaks: matrix product {rates}; memory copy {copy}"
+    )
+
+
+def _setting_text(batch: Figures, model: Figures) -> str:
+    return (
+        f"{batch['num_prompts']} prompts x {batch['group_size']} siblings, {batch['tokens_of_each_video']} tokens "
+        f"a video; {model['num_parameters'] / 1e6:.2f} M parameters, {model['num_hidden_layers']} layers, "
+        f"{model['num_attention_heads']} heads on {model['num_key_value_heads']} of keys and values; "
+        f"rollouts in {batch['dtype']}"
     )
 
 
@@ -108,7 +114,7 @@ def _generation_table(generation: Figures, num_tokens: int) -> str:
 def _iteration_table(iteration: Figures) -> str:
     header = ["one iteration", "seconds", "share", "TFLOP", "GB", "limit s", "times its limit"]
     rows = [
-        [part, number(one["seconds"], 2), percent(one["share"]), *_work_cells(one), number(one["times_limit"], 2)]
+        [part, number(one["seconds"], 2), percent(one["share"]), *work_cells(one), number(one["times_limit"], 2)]
         for part, one in iteration.items()
     ]
     return align([header, *rows])
@@ -116,10 +122,11 @@ def _iteration_table(iteration: Figures) -> str:
 
 def _rollout_table(rollout: Figures) -> str:
     header = ["the rollout's limit", "TFLOP", "GB", "limit s", "bound by"]
-    return align([header, *([part, *_work_cells(one), one["bound_by"]] for part, one in rollout.items())])
+    return align([header, *([part, *work_cells(one), one["bound_by"]] for part, one in rollout.items())])
 
 
-def _work_cells(one: Figures) -> list[str]:
+def work_cells(one: Figures) -> list[str]:
+    """FLOPs, bytes and limit of a part, in a table."""
     return [number(one["flops"] / 1e12, 2), number(one["bytes"] / 1e9, 1), number(one["limit_seconds"], 2)]
 
 

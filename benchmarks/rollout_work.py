@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.work import Work
+from benchmarks.work import Work, product
 from rlir_agents.world_models import MineWorldConfig
 from rlir_env.layout import TokenLayout
 
@@ -111,8 +111,7 @@ class RolloutWork:
         return Work(0, rows * self.config.num_codes * self.dtype.itemsize, self.dtype)
 
     def _product(self, rows: int, num_in: int, num_out: int) -> Work:
-        elements = rows * num_in + num_in * num_out + rows * num_out
-        return Work(2 * rows * num_in * num_out, elements * self.dtype.itemsize, self.dtype)
+        return product(rows, num_in, num_out, self.dtype)
 
     @property
     def _cache_bytes_of_token(self) -> int:

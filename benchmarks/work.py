@@ -44,6 +44,12 @@ class Work:
         return max(self.flops / peaks.flops[self.dtype], self.num_bytes / peaks.copy)
 
 
+def product(num_rows: int, num_in: int, num_out: int, dtype: torch.dtype) -> Work:
+    """Rows times a weight: each operand is read once, the result written once."""
+    elements = num_rows * num_in + num_in * num_out + num_rows * num_out
+    return Work(2 * num_rows * num_in * num_out, elements * dtype.itemsize, dtype)
+
+
 def limit(works: Iterable[Work], peaks: Peaks) -> float:
     """Seconds below which works cannot be done one after the other: the sum of their limits.
 
