@@ -20,33 +20,28 @@ from rlir_agents.evaluator import Evaluator
 from rlir_agents.video_makers import Policy
 from rlir_env.prompts import GenerationPrompt, PromptSource
 
-ENTRIES = ("game_action", "game_action_word")
-
 
 class ShuffledGameActions(PromptSource):
     """The same prompts, each with the game actions of another one.
 
-    With both entries shuffled (the default) the model is told other actions than those it is scored
-    against. With `entries=("game_action",)` the model is told the true ones and *rewarded* on
-    others: the control arm of training.
+    The model is told other actions than those it is scored against. With `is_reward_only` it is told the true ones and
+    *rewarded* on others: the control arm of training.
     """
 
-    def __init__(self, prompts: PromptSource, seed: int = 0, entries: tuple[str, ...] = ENTRIES) -> None:
+    def __init__(self, prompts: PromptSource, seed: int = 0, is_reward_only: bool = False) -> None:
         """Wrap prompts.
 
         Args:
             prompts: at least two.
             seed: of the shuffle, which leaves no prompt its own game actions.
-            entries: what is taken from the other prompt.
+            is_reward_only: see above.
 
         Raises:
-            ValueError: if there are fewer than two prompts, or an entry is unknown.
+            ValueError: if there are fewer than two prompts.
         """
         if prompts.num_prompts < 2:
             raise ValueError("shuffling game actions needs at least two prompts")
-        if not set(entries) <= set(ENTRIES):
-            raise ValueError(f"entries={entries}: choose from {ENTRIES}")
-        self._prompts, self._entries = prompts, entries
+        self._prompts, self._is_reward_only = prompts, is_reward_only
         self._other = derangement(prompts.num_prompts, seed)
 
     @property
@@ -56,9 +51,11 @@ class ShuffledGameActions(PromptSource):
 
     def get(self, indices: Tensor | Sequence[int]) -> GenerationPrompt:
         """The prompts with the game actions of others."""
+        own = self._prompts.get(indices)
         other = self._prompts.get(self._other[torch.as_tensor(indices, dtype=torch.long)])
-        taken = {name: getattr(other, name) for name in self._entries}
-        return replace(self._prompts.get(indices), **taken)
+        if self._is_reward_only:
+            return replace(own, rewarded_game_action=other.game_action)
+        return replace(own, game_action=other.game_action, game_action_word=other.game_action_word)
 
 
 def derangement(count: int, seed: int) -> Tensor:

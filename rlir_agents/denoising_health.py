@@ -33,7 +33,7 @@ class DenoisingHealth:
         Args:
             env: that made the batch.
             policy: that learns.
-            num_rollouts: gradients are taken over so many; each noise level costs a backward pass over them.
+            num_rollouts: gradients are taken over so many, all in one graph; each noise level costs a backward pass.
         """
         self._env, self._policy, self._num_rollouts = env, policy, num_rollouts
 
@@ -71,13 +71,9 @@ class DenoisingHealth:
 
     @torch.no_grad()
     def _reward_gap(self, rollout: TensorDictBase) -> float:
-        first = rollout[:, 0, 0]  # one sibling of every group
-        paid = rollout["next", "reward"][:, 0, -1].mean()
-        index = torch.arange(self._env.batch_size[0]) % len(first)  # the env's batch is filled up with copies
-        chosen = (first[key].flatten()[index] for key in ("prompt_index", "episode_seed", "group_id"))
+        chosen = (rollout[key][:, :, 0].flatten() for key in ("prompt_index", "episode_seed", "group_id"))
         solved = collect(self._env, self._policy.without_noise(), self._env.initial_state(*chosen))
-        reward = solved["next", "reward"].flatten(0, 1)[: len(first), -1]
-        return (reward.mean() - paid).item()
+        return (solved["next", "reward"][:, :, -1].mean() - rollout["next", "reward"][:, :, -1].mean()).item()
 
     def _steps(self) -> dict[int, str]:
         """Denoising steps that sample, with the timestep each starts from."""

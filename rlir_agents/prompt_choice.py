@@ -69,4 +69,4 @@ def misrewarded_prompts(
         num_prompts: see `shipped_prompts`.
         seed: of the shuffle.
     """
-    return ShuffledGameActions(shipped_prompts(world, split, num_prompts), seed, entries=("game_action",))
+    return ShuffledGameActions(shipped_prompts(world, split, num_prompts), seed, is_reward_only=True)

@@ -12,6 +12,7 @@ Letters: P prompts, G group size, T steps.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -89,7 +90,7 @@ class Trainer:
             breakdown_names: which entries of the reward's breakdown to log by name, for example
                 ``{"frame_match": spec.names}``.
             diagnose: from a scored batch [P, G, T] to further figures; asked at the first iteration
-                and whenever an evaluation follows.
+                and with every ``evaluate_every``-th.
             collect_fn: from (env, policy) to a rollout [P, G, T].
 
         Raises:
@@ -166,6 +167,13 @@ class Trainer:
                 f"the probability ratio before the first update is {ratio:g}, not 1: the policy's get_dist gives "
                 "another log-prob each time it is called, or for another batch; dropout, a random draw in it, or a "
                 "network in half precision throughout would do that"
+            )
+        clip = float(torch.as_tensor(getattr(self.loss, "clip_epsilon", 1.0)).min())
+        if abs(ratio - 1) > clip / 2:
+            warnings.warn(
+                f"the probability ratio before the first update is {ratio:.6f}, and the loss clips at {clip:g}: "
+                "rounding alone clips actions; use autocast=float32, or a larger clip_epsilon",
+                stacklevel=2,
             )
 
     def _score(self, rollout: TensorDictBase) -> None:

@@ -32,12 +32,15 @@ class GenerationPrompt:
         game_action: int64 ``[P, F-1, S]``, slots.
         game_action_word: int64 ``[P, F-1, A]``, local ids 0..69; the env adds its ``num_codes``.
         target_frames: uint8 ``[P, F-C, 3, H, W]``, the true continuation, or None.
+        rewarded_game_action: int64 ``[P, F-1, S]``, what the reward compares with where that is not what the model is
+            told: a control. None for ``game_action``.
     """
 
     context_frames: torch.Tensor
     game_action: torch.Tensor
     game_action_word: torch.Tensor
     target_frames: torch.Tensor | None = None
+    rewarded_game_action: torch.Tensor | None = None
 
     @property
     def num_prompts(self) -> int:

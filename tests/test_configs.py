@@ -90,6 +90,27 @@ def test_prompts_come_from_own_recordings(tmp_path):
     assert prompts.get([0]).context_frames.shape == (1, 1, 3, 4, 8)  # at the size of the world's tokenizer
 
 
+def test_a_denoising_loss_averages_over_the_steps_that_count():
+    assembly = assemble(compose_config("train", ["experiment=identity_nfd", "policy.selected_fraction=0.4"]))
+    assert assembly.parts["loss"].loss_mask_key == "loss_mask"
+    leash = ["algorithm=grpo"]
+    with pytest.raises(ValueError, match="take algorithm=clipped"):  # k3 of means over dimensions is no divergence
+        assemble(compose_config("train", ["experiment=identity_nfd", *leash]))
+    assemble(compose_config("train", ["experiment=identity_nfd", *leash, "policy.log_prob_reduction=sum"]))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["experiment=identity_nfd", "world_model=mineworld_identity"], "take an NFD"),
+        (["experiment=identity", "world_model=nfd_identity"], "take a MineWorld"),
+    ],
+)
+def test_a_world_model_of_the_other_paradigm_is_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        assemble(compose_config("train", overrides))
+
+
 @pytest.mark.parametrize("experiment", ["identity", "identity_nfd"])
 @pytest.mark.parametrize("with_critic", [False, True])
 def test_experiments_without_assets_are_built(experiment, with_critic):

@@ -87,6 +87,18 @@ class GRPOLoss(ClipPPOLoss):
             self._log_prob = None  # do not keep the graph alive between calls
         return losses
 
+    def _reduce_loss(
+        self, loss: torch.Tensor, tensordict: TensorDictBase | None = None, **kwargs: object
+    ) -> torch.Tensor:
+        # A mask of the log-probs' shape says which actions count; a critic's loss [..., T, 1] is of states, and all of
+        # them count. (TorchRL would take the one for the other, or fail.)
+        if tensordict is not None and self.loss_mask_key is not None:
+            mask = tensordict.get(self.loss_mask_key, default=None)
+            is_of_actions = mask is not None and mask.shape == tensordict[self.tensor_keys.sample_log_prob].shape
+            if is_of_actions and loss.ndim == mask.ndim and loss.shape[-1] == 1:
+                tensordict = None
+        return super()._reduce_loss(loss, tensordict, **kwargs)
+
     def _get_cur_log_prob(
         self, tensordict: TensorDictBase, params: TensorDictBase | None = None
     ) -> tuple[torch.Tensor, Distribution, bool]:

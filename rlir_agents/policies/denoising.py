@@ -139,7 +139,7 @@ class DenoisingPolicy(TensorDictModuleBase):
 
     @property
     def cache_bytes(self) -> int:
-        """Memory that the cache of the last collection holds."""
+        """Memory that the cache holds between calls of ``forward``."""
         return self._reader.cache_bytes
 
     def without_noise(self) -> DenoisingPolicy:
@@ -198,6 +198,7 @@ class DenoisingPolicy(TensorDictModuleBase):
                 taken.append(self._denoise(tensordict, frames, latent, vector, step))
                 latent = taken[-1]["action"][:, -1]
             frames = torch.cat([frames, latent[:, None]], dim=1)
+        self._reader.forget()
         return torch.stack(taken, dim=1)
 
     def get_dist(self, tensordict: TensorDictBase) -> LatentSteps:

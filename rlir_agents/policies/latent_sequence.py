@@ -144,6 +144,10 @@ def check_fit(world_model: LatentWorldModel, layout: LatentLayout, action_encode
     Raises:
         ValueError: if it reads other latents, shorter videos or other vectors.
     """
+    if not isinstance(world_model, LatentWorldModel):
+        raise ValueError(
+            f"a {type(world_model).__name__} makes tokens, not latents: take an NFD, or paradigm=token with TokenPolicy"
+        )
     if world_model.latent_shape != layout.latent_shape or world_model.max_frames < layout.num_frames:
         raise ValueError(
             f"videos of {layout.num_frames} frames of {layout.latent_shape}, but the world model is made for at most "

@@ -104,6 +104,7 @@ class SolverPolicy(TensorDictModuleBase):
         for index in range(1, self.layout.num_frames):
             noise = step_normal(seed, self.layout.latent_shape, index, INITIAL_NOISE)
             frames = torch.cat([frames, self._frame_behind(tensordict, frames, noise)[:, None]], dim=1)
+        self._reader.forget()
         return TensorDict({"action": frames[:, 1:, None]}, batch_size=[len(frames), self.num_steps])
 
     def _frame_behind(self, state: TensorDictBase, frames: Tensor, noise: Tensor) -> Tensor:

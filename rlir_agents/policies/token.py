@@ -72,6 +72,11 @@ class TokenPolicy(TensorDictModuleBase):
             ValueError: if the videos are longer than the model allows or a setting is out of range.
         """
         super().__init__()
+        if not isinstance(world_model, TokenWorldModel):
+            raise ValueError(
+                f"a {type(world_model).__name__} makes no tokens: take a MineWorld, or paradigm=denoising with "
+                "DenoisingPolicy"
+            )
         if layout.sequence_length > world_model.max_length:
             raise ValueError(
                 f"videos of {layout.sequence_length} tokens, but the world model reads {world_model.max_length}; "

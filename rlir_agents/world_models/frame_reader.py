@@ -102,8 +102,13 @@ class FrameReader:
             new = slice(cache.num_frames, frames.shape[1])
             if new.start < new.stop:
                 world_model.append(seen[:, new], times[:, new], vector[:, new], cache)
-        self._reading = _Reading(version, cache, frames, vector, seed)
+        # Clones: a caller may go on writing into what it has shown.
+        self._reading = _Reading(version, cache, frames.clone(), vector, seed.clone())
         return cache
+
+    def forget(self) -> None:
+        """Free the cache: at the published sizes it is tens of gigabytes, and an update needs the memory."""
+        self._reading = None
 
 
 def _continues(

@@ -212,7 +212,7 @@ class VideoGenerationEnv(EnvBase):
             ``reward [N, 1]``, ``frame_reward [N, F-1]`` and the breakdown entries.
         """
         generation = TensorDict(
-            {"frames": self.frames_of(tensordict), "game_action": tensordict["game_action"]},
+            {"frames": self.frames_of(tensordict), "game_action": self._rewarded_game_action(tensordict)},
             batch_size=tensordict.batch_size,
         )
         if self.reward_fn.uses_target_frames:
@@ -308,6 +308,15 @@ class VideoGenerationEnv(EnvBase):
             constants = tensordict.select("game_action", "prompt_index")
             reward[is_over] = self.score(state.copy().update(constants)[is_over])
         return reward
+
+    def _rewarded_game_action(self, tensordict: TensorDictBase) -> Tensor:
+        """What the reward compares with: what the world model was told, except in a control."""
+        if self._first_prompt.rewarded_game_action is None:
+            return tensordict["game_action"]
+        unique, row_of = tensordict["prompt_index"].flatten().cpu().unique(return_inverse=True)
+        rewarded = self.prompts.get(unique).rewarded_game_action
+        assert rewarded is not None  # a source gives it for all prompts or for none
+        return rewarded.to(self.device)[row_of]
 
     def _target_frames(self, prompt_index: Tensor) -> Tensor:
         """The real continuations, float ``[N, F-1, 3, H, W]`` in [0, 1]."""

@@ -120,6 +120,7 @@ class DenoisingEnv(VideoGenerationEnv):
 
     def states_along(self, state: TensorDictBase, action: Tensor) -> TensorDict:
         """See the base class."""
+        _check_range(action, "action")  # as a step does
         num_frames, num_denoising_steps = self.layout.num_frames, self.layout.num_denoising_steps
         after = action.flatten(1, 2).unflatten(1, (-1, num_denoising_steps))  # [B, F-1, N, c, h, w]
         start = self.initial_noise(state, torch.arange(1, num_frames, device=action.device))  # [B, F-1, c, h, w]

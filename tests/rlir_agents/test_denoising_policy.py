@@ -15,6 +15,7 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
+from rlir_agents.losses import GRPOLoss
 from rlir_agents.policies import DenoisingPolicy, LatentValue
 from rlir_agents.rollouts import collect
 from rlir_agents.world_models import nfd as nfd_module
@@ -496,3 +497,19 @@ def test_gae_and_clipped_loss_with_critic(steps_per_action: int | str) -> None:
     assert critic.head.weight.grad.abs().max() > 0
     assert max(weight.grad.abs().max() for weight in critic.world_model.parameters() if weight.grad is not None) > 0
     assert all(weight.grad is None for weight in policy.parameters())
+
+
+@pytest.mark.parametrize("steps_per_action", GRANULARITIES)
+def test_a_critic_learns_from_every_state_whatever_the_mask_says(steps_per_action: int | str) -> None:
+    env = make_env(steps_per_action)
+    policy, critic = small_denoising_policy(env), make_critic(env)
+    rollout = collect(env, policy)
+    target = torch.randn(rollout["next", "reward"].shape)
+    rollout.update({"advantage": torch.zeros_like(target), "value_target": target})
+    rollout["state_value"] = critic(rollout.copy())["state_value"].detach()
+    with set_recurrent_mode(True):
+        losses = GRPOLoss(policy, critic)(rollout)
+    error = torch.nn.functional.smooth_l1_loss(rollout["state_value"], target)
+    torch.testing.assert_close(losses["loss_critic"], error)
+    losses["loss_critic"].backward()
+    assert critic.head.bias.grad.abs() > 0

@@ -1,14 +1,18 @@
 """The evaluator and its controls on the identity world, whose right videos are known."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from paradigms import PARADIGMS, frames_that_show
 from tensordict import TensorDictBase
+from torchrl.envs.utils import step_mdp
 
 from rlir_agents.controls import ShuffledGameActions, best_of, derangement
 from rlir_agents.evaluator import Evaluator
 from rlir_agents.policies import TokenPolicy
+from rlir_agents.prompt_choice import FirstPrompts
 from rlir_agents.rollouts import collect, collect_stepwise
 from rlir_agents.video_makers import NoReward, real_frames
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
@@ -145,11 +149,31 @@ def test_shuffling_takes_what_it_is_told_from_another_prompt():
     assert torch.equal(both.game_action, true.game_action[other])
     assert torch.equal(both.game_action_word, true.game_action_word[other])
     assert torch.equal(both.context_frames, true.context_frames)
-    labels = ShuffledGameActions(PROMPTS, seed=3, entries=("game_action",)).get(index[4:6])
-    assert torch.equal(labels.game_action, true.game_action[other[4:6]])
-    assert torch.equal(labels.game_action_word, true.game_action_word[4:6])
-    with pytest.raises(ValueError, match="choose from"):
-        ShuffledGameActions(PROMPTS, entries=("frames",))
+    misrewarded = ShuffledGameActions(PROMPTS, seed=3, is_reward_only=True).get(index[4:6])
+    assert torch.equal(misrewarded.rewarded_game_action, true.game_action[other[4:6]])
+    assert torch.equal(misrewarded.game_action, true.game_action[4:6])
+    assert torch.equal(misrewarded.game_action_word, true.game_action_word[4:6])
+    with pytest.raises(ValueError, match="at least two prompts"):
+        ShuffledGameActions(FirstPrompts(PROMPTS, 1))
+
+
+@pytest.mark.parametrize("name", PARADIGMS)
+def test_the_control_is_told_one_thing_and_paid_for_another(name):
+    paradigm, index = PARADIGMS[name], torch.arange(4)
+    world = replace(WORLD, prompts={"dev": ShuffledGameActions(WORLD.prompts["dev"], is_reward_only=True)})
+    make_env = {"tokens": world.env, "denoising": partial(world.denoising_env, num_denoising_steps=2)}[name]
+    env = make_env(num_prompts=4, **paradigm.frame)
+    told = WORLD.prompts["dev"].get(index).game_action
+    paid = world.prompts["dev"].get(index).rewarded_game_action
+    rewards = []
+    for shown in (told, paid):
+        state = env.initial_state(index, index)
+        assert torch.equal(state["game_action"], told)  # what every policy reads, as it is or as words
+        for frame in range(env.num_steps):
+            action = paradigm.pieces(frames_that_show(shown[:, frame]))
+            state = step_mdp(env.step(state.set("action", action)), exclude_reward=False)
+        rewards.append(state["reward"])
+    assert (rewards[1] == 1).all() and (rewards[0] < 1).any()
 
 
 def test_best_of_many_is_better_and_starts_from_the_same_video():
