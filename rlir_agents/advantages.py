@@ -106,7 +106,7 @@ def frames_to_steps(frame_values: torch.Tensor, num_steps: int) -> torch.Tensor:
 
 
 class Advantage(Protocol):
-    """Anything that writes ``advantage`` [P, G, T, 1] into a finished rollout [P, G, T].
+    """Anything that writes ``advantage``, [P, G, T, 1] or [P, G, T, k, 1], into a finished rollout [P, G, T].
 
     One that also gives a critic its targets, as `GeneralizedAdvantage` does, has the attribute ``critic``.
     """

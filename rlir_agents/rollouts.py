@@ -4,7 +4,8 @@
 the one that pays, and writes down what the states in between must have been. Scoring, advantages and losses are
 functions on the result, elsewhere.
 
-The layout, for P prompts, G siblings, T steps (k tokens per step, L tokens of a video, F frames, S slots)::
+The layout, for P prompts, G siblings, T steps (k tokens or denoising steps per step, L tokens of a video, F frames, S
+slots)::
 
     token [P,G,T,L] int32, position, frame_index [P,G,T,1]          the state: what the policy saw
     game_action, game_action_word, prompt_seed, group_id, ...       constant along T: stride-0 views
@@ -12,6 +13,9 @@ The layout, for P prompts, G siblings, T steps (k tokens per step, L tokens of a
     ("next", "token" | "position" | "frame_index")                  the state after: views into the same memory
     ("next", "reward" | "done" | "terminated") [P,G,T,1]            the reward is zero before the last step
     ("next", "frame_reward") [P,G,T,F-1], and the reward's breakdown, such as ("next", "frame_match") [P,G,T,F-1,S]
+
+Denoising has, in the place of token and position, latent [P,G,T,F,c,h,w] float32 (the video so far), denoising_step and
+both timesteps [P,G,T,1]; action [P,G,T,k,c,h,w]; and loss_mask [P,G,T,k], the steps that count.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def sequence_log_prob(
         micro_batch_size: rollouts per forward.
 
     Returns:
-        float32, of the shape of ``action_log_prob``: [N, T, k] for tokens, [N, T] for latents.
+        float32, of the shape of ``action_log_prob``: [N, T, k], for k tokens or denoising steps per env step.
     """
     log_probs = []
     rows = torch.arange(rollouts.shape[0])

@@ -22,8 +22,8 @@ from rlir_agents.losses.kl_to_reference import k3, stored_ref_log_prob
 class GRPOLoss(ClipPPOLoss):
     """The clipped loss, and ``kl_coeff`` times the k3 divergence to ``ref_log_prob``.
 
-    At ``kl_coeff=0`` it is `ClipPPOLoss`, number for number. One ratio per sampled token; an
-    advantage [..., T, 1] is shared by the tokens of a step. ``set_keys(ref_log_prob=...)`` renames
+    At ``kl_coeff=0`` it is `ClipPPOLoss`, number for number. One ratio per sampled token or
+    denoising step; an advantage [..., T, 1] is shared by those of an env step. ``set_keys(ref_log_prob=...)`` renames
     the entry of the reference policy, beside the keys of `ClipPPOLoss`.
     """
 
