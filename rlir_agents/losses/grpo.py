@@ -77,6 +77,7 @@ class GRPOLoss(ClipPPOLoss):
         """Return `ClipPPOLoss`'s entries, and ``loss_kl_to_ref``, ``kl_to_ref`` if leashed."""
         try:
             losses = super().forward(tensordict)
+            losses.update(self._counted_figures(tensordict))
             if self.kl_coeff:
                 assert self._log_prob is not None  # kept by _get_cur_log_prob
                 divergence = k3(self._log_prob, stored_ref_log_prob(tensordict, self.tensor_keys.ref_log_prob))
@@ -87,16 +88,35 @@ class GRPOLoss(ClipPPOLoss):
             self._log_prob = None  # do not keep the graph alive between calls
         return losses
 
+    def _counted_figures(self, tensordict: TensorDictBase) -> dict[str, torch.Tensor]:
+        """TorchRL's figures of the ratio, over the actions that count: it takes them over all."""
+        mask = self._action_mask(tensordict)
+        if mask is None or not mask.any():
+            return {}
+        assert self._log_prob is not None  # kept by _get_cur_log_prob
+        log_ratio = (self._log_prob.detach() - tensordict[self.tensor_keys.sample_log_prob])[mask]
+        low, high = self._clip_bounds
+        return {
+            "clip_fraction": ((log_ratio < low) | (log_ratio > high)).float().mean(),
+            "kl_approx": -log_ratio.mean(),
+            "max_ratio": log_ratio.max().exp(),
+            "mean_ratio": log_ratio.exp().mean(),
+        }
+
+    def _action_mask(self, tensordict: TensorDictBase) -> torch.Tensor | None:
+        """Which actions count, of the log-probs' shape; None if there is no such mask."""
+        mask = None if self.loss_mask_key is None else tensordict.get(self.loss_mask_key, default=None)
+        is_of_actions = mask is not None and mask.shape == tensordict[self.tensor_keys.sample_log_prob].shape
+        return mask if is_of_actions else None
+
     def _reduce_loss(
         self, loss: torch.Tensor, tensordict: TensorDictBase | None = None, **kwargs: object
     ) -> torch.Tensor:
         # A mask of the log-probs' shape says which actions count; a critic's loss [..., T, 1] is of states, and all of
         # them count. (TorchRL would take the one for the other, or fail.)
-        if tensordict is not None and self.loss_mask_key is not None:
-            mask = tensordict.get(self.loss_mask_key, default=None)
-            is_of_actions = mask is not None and mask.shape == tensordict[self.tensor_keys.sample_log_prob].shape
-            if is_of_actions and loss.ndim == mask.ndim and loss.shape[-1] == 1:
-                tensordict = None
+        mask = None if tensordict is None else self._action_mask(tensordict)
+        if mask is not None and loss.ndim == mask.ndim and loss.shape[-1] == 1:
+            tensordict = None
         return super()._reduce_loss(loss, tensordict, **kwargs)
 
     def _get_cur_log_prob(

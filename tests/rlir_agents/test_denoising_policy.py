@@ -513,3 +513,20 @@ def test_a_critic_learns_from_every_state_whatever_the_mask_says(steps_per_actio
     torch.testing.assert_close(losses["loss_critic"], error)
     losses["loss_critic"].backward()
     assert critic.head.bias.grad.abs() > 0
+
+
+def test_figures_of_the_ratio_are_those_of_what_counts() -> None:
+    env = make_env()
+    policy = small_denoising_policy(env, selected_fraction=0.4)  # one step of three
+    rollout = collect(env, policy)
+    mask = rollout["loss_mask"]
+    log_ratio = torch.randn(mask.shape)
+    rollout["action_log_prob"] = torch.where(mask, rollout["action_log_prob"] - log_ratio, 0.0)
+    rollout["advantage"] = torch.ones_like(rollout["next", "reward"])
+    losses = GRPOLoss(policy, clip_epsilon=0.2)(rollout)
+    ratio = log_ratio[mask].exp()
+    tolerance = {"atol": 1e-4, "rtol": 0}
+    torch.testing.assert_close(losses["clip_fraction"], ((ratio < 0.8) | (ratio > 1.2)).float().mean(), **tolerance)
+    torch.testing.assert_close(losses["kl_approx"], -log_ratio[mask].mean(), **tolerance)
+    torch.testing.assert_close(losses["mean_ratio"], ratio.mean(), **tolerance)
+    assert mask.float().mean() == 0.25
