@@ -76,11 +76,19 @@ def best_of(evaluator: Evaluator, policy: Policy, num_videos: int, by: str) -> E
         num_videos: n, videos per prompt.
         by: name of the reader that chooses; chosen by the coach and scored by the judge, it shows
             how far the coach can be trusted.
+
+    Raises:
+        ValueError: if the policy has only one video of a prompt to offer.
     """
     best = evaluator.evaluate(policy)
     best_scores = balanced_match(best, by)
     for sibling in range(1, num_videos):
         other = evaluator.evaluate(policy, sibling)
+        if torch.equal(other.psnr, best.psnr):
+            raise ValueError(
+                "two videos of every prompt are the same, so there is no best of them: sample with noise, or for a "
+                "solver set evaluation.env.is_initial_noise_shared=false"
+            )
         scores = balanced_match(other, by)
         best = _choose(scores > best_scores, other, best)
         best_scores = torch.maximum(scores, best_scores)

@@ -184,6 +184,8 @@ def test_best_of_many_is_better_and_starts_from_the_same_video():
     assert best.f1("judge") > one.f1("judge") + 0.05
     siblings = [evaluator.evaluate(Obedient(0.5), sibling).psnr for sibling in range(4)]
     assert (best.psnr == torch.stack(siblings)).any(0).all()  # every clip is one of the four
+    with pytest.raises(ValueError, match="no best of them"):
+        best_of(evaluator, Obedient(1.0), 2, by="coach")  # it has one answer
 
 
 def test_psnr_leaves_the_given_frame_out():
