@@ -56,7 +56,10 @@ class DenoisingWork:
             "B": [FrameLayout(self.num_frames, self.num_frames - 1, 1, 1)] * num_steps,
             "C": [FrameLayout(self.num_frames, self.num_frames - 1, num_steps, 1)],
         }[form]
-        passes = (self._pass(self.num_rows, layout.frames(), has_backward=has_backward) for layout in layouts)
+        passes = (
+            self._pass(self.num_rows, layout.frames(), len(layout.noisy_copies), has_backward=has_backward)
+            for layout in layouts
+        )
         return [work for works in passes for work in works]
 
     def rollout(self, num_denoising_steps: int, num_prompts: int = 1) -> list[Work]:
@@ -66,20 +69,22 @@ class DenoisingWork:
             num_denoising_steps: N.
             num_prompts: P; the siblings of a prompt share one reading of it.
         """
-        works = self._pass(num_prompts, [Frame(0, 1, 0)])
+        works = self._pass(num_prompts, [Frame(0, 1, 0)], num_answers=0)
         if num_prompts < self.num_rows:
             works.append(Work(0, (num_prompts + self.num_rows) * self._cache_bytes_of_frame, self.dtype))
         for frame in range(1, self.num_frames):
-            num_readings = num_denoising_steps + (frame + 1 < self.num_frames)  # nobody reads the last one as finished
-            works += self._pass(self.num_rows, [Frame(0, 1, frame)], num_cached=frame) * num_readings
+            one = [Frame(0, 1, frame)]
+            works += self._pass(self.num_rows, one, num_answers=1, num_cached=frame) * num_denoising_steps
+            if frame + 1 < self.num_frames:  # nobody reads the last one as finished
+                works += self._pass(self.num_rows, one, num_answers=0, num_cached=frame)
         return works
 
     def without_cache(self, frame: int) -> list[Work]:
         """One denoising step of a frame, all frames before it read again."""
-        return self._pass(self.num_rows, FrameLayout(frame + 1, num_clean=frame + 1).frames())
+        return self._pass(self.num_rows, FrameLayout(frame + 1, num_clean=frame + 1).frames(), num_answers=frame + 1)
 
     def _pass(
-        self, num_rows: int, frames: Sequence[Frame], num_cached: int = 0, has_backward: bool = False
+        self, num_rows: int, frames: Sequence[Frame], num_answers: int, num_cached: int = 0, has_backward: bool = False
     ) -> list[Work]:
         """One call of the network.
 
@@ -89,11 +94,12 @@ class DenoisingWork:
         Args:
             num_rows: B.
             frames: What stands in a row.
+            num_answers: Copies of a row whose velocity is asked for; the others do without the head.
             num_cached: Frames whose keys and values come from a cache.
             has_backward: Whether gradients are counted.
         """
         num_copies = num_rows * sum(frame.last - frame.first for frame in frames)
-        fixed, inner = self._fixed(num_copies), list(self._inner(num_copies))
+        fixed, inner = self._fixed(num_copies), [*self._inner(num_copies), *self._head(num_rows * num_answers)]
         attention = self._attention(num_rows, frames, num_cached)
         works = fixed + inner + [attention] * self.config.num_layers
         if has_backward:
@@ -110,7 +116,7 @@ class DenoisingWork:
         ]
 
     def _inner(self, num_copies: int) -> Iterator[Work]:
-        """All other products with weights."""
+        """All other products with weights, before the head."""
         c, d = self.config, self.config.hidden_size
         num_tokens = num_copies * c.tokens_per_frame
         yield from [product(num_copies, d, d, torch.float32)] * (1 if c.action_embedding == "linear" else 2)
@@ -120,8 +126,15 @@ class DenoisingWork:
             yield product(num_tokens, d, d, self.dtype)
             yield from [product(num_tokens, d, c.feed_forward_size, self.dtype)] * 2
             yield product(num_tokens, c.feed_forward_size, d, self.dtype)
-        yield product(num_copies, d, 2 * d, self.dtype)
-        yield product(num_tokens, d, self._patch_size, torch.float32)
+
+    def _head(self, num_copies: int) -> list[Work]:
+        d = self.config.hidden_size
+        if num_copies == 0:
+            return []
+        return [
+            product(num_copies, d, 2 * d, self.dtype),
+            product(num_copies * self.config.tokens_per_frame, d, self._patch_size, torch.float32),
+        ]
 
     def _attention(self, num_rows: int, frames: Sequence[Frame], num_cached: int) -> Work:
         """Scores and weighted sums of one layer; queries, keys, values and results pass once, however often reused.

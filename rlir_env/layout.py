@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rlir_env.schedules import check_grid
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -124,8 +126,7 @@ class LatentLayout:
 
     def __post_init__(self) -> None:
         grid = torch.as_tensor(self.timesteps, dtype=torch.float64)
-        if grid.ndim != 1 or len(grid) < 2 or not (grid.diff() < 0).all() or grid[0] > 1 or grid[-1] != 0:
-            raise ValueError(f"timesteps={grid.tolist()}: give numbers that fall from 1 to 0, as shifted_grid(10) does")
+        check_grid(grid)
         if self.num_frames < 2:
             raise ValueError(f"num_frames={self.num_frames}: a video needs one given and one generated frame")
         object.__setattr__(self, "timesteps", tuple(grid.tolist()))

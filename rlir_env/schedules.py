@@ -59,7 +59,21 @@ def shifted_grid(num_steps: int, shift: float = 3.0, start: float = 1.0) -> torc
         raise ValueError(f"start={start}: give the first u in (0, 1]; 1 is pure noise, LIVE's is 0.999")
     # N u, not u: whole numbers at start=1, so that t = 1/4 is 0.25 and its label int(1000 t) not 249.
     scaled_u = start * torch.arange(num_steps, -1, -1, dtype=torch.float64)
-    return shift * scaled_u / (num_steps + (shift - 1) * scaled_u)
+    return shifted(scaled_u, shift, num_steps)
+
+
+def shifted(u: torch.Tensor, shift: float, scale: float = 1.0) -> torch.Tensor:
+    """Timesteps ``t = shift u / (1 + (shift - 1) u)``: those of a grid, and those that a model is trained on.
+
+    Args:
+        u: floating point in [0, scale], any shape.
+        shift: above 1 there are more timesteps near noise.
+        scale: what u counts as 1.
+
+    Returns:
+        Timesteps in [0, 1], like u.
+    """
+    return shift * u / (scale + (shift - 1) * u)
 
 
 def data_and_noise(
@@ -226,7 +240,7 @@ def step_table(
     Raises:
         ValueError: if the grid, a name, the noise level or the mask is not one of the above.
     """
-    _check_grid(timestep)
+    check_grid(timestep)
     if variant not in _STDS:
         raise ValueError(f"variant={variant!r}: choose one of {', '.join(_STDS)}")
     if mean not in ("euler", "exact_variance"):
@@ -413,7 +427,7 @@ def dpm_solver_coefficients(timestep: torch.Tensor) -> torch.Tensor:
         >>> dpm_solver_coefficients(shifted_grid(2, shift=1)).tolist()
         [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]
     """
-    _check_grid(timestep)
+    check_grid(timestep)
     grid = timestep.double()
     clock_step = log_snr(grid).diff()
     before = torch.zeros_like(clock_step)  # weight of the data before, in units of E
@@ -423,11 +437,16 @@ def dpm_solver_coefficients(timestep: torch.Tensor) -> torch.Tensor:
     return torch.stack([latent_coeff, first_order * (1 - before), first_order * before], dim=-1)
 
 
-def _check_grid(timestep: torch.Tensor) -> None:
+def check_grid(timestep: torch.Tensor) -> None:
+    """Hold timesteps against what a sampler walks along.
+
+    Raises:
+        ValueError: if they are no list that decreases from at most 1 to exactly 0.
+    """
     is_list = timestep.ndim == 1 and len(timestep) >= 2 and timestep.is_floating_point()
     if not is_list or not timestep[0] <= 1 or timestep[-1] != 0 or not bool((timestep.diff() < 0).all()):
         raise ValueError(
-            f"timestep of shape {tuple(timestep.shape)}: give a grid [N+1] that decreases from at most 1 to exactly 0, "
+            f"timesteps {timestep.tolist()}: give a grid [N+1] of floats that decreases from at most 1 to exactly 0, "
             "as shifted_grid(num_steps) does"
         )
 

@@ -29,7 +29,7 @@ from rlir_agents.pretraining.loop import PretrainingTask
 from rlir_agents.world_models import ActionEncoder, LatentWorldModel
 from rlir_env.noise import CONTEXT_NOISE, step_normal
 from rlir_env.recordings import FrameArchive
-from rlir_env.schedules import shifted_grid
+from rlir_env.schedules import shifted, shifted_grid
 from rlir_env.tokenizers import Tokenizer
 
 Forcing = Literal["diffusion", "teacher"]
@@ -109,8 +109,7 @@ def draw_timesteps(shape: tuple[int, ...], shift: float, generator: torch.Genera
     Returns:
         float32 in the open interval (0, 1).
     """
-    u = torch.randn(shape, generator=generator).sigmoid()
-    return shift * u / (1 + (shift - 1) * u)
+    return shifted(torch.randn(shape, generator=generator).sigmoid(), shift)
 
 
 def teacher_forced_velocity(

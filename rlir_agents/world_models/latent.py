@@ -105,6 +105,24 @@ class LatentWorldModel(nn.Module, ABC):
         """
 
     @abstractmethod
+    def _joint_hidden(
+        self,
+        context: Tensor,
+        context_timestep: Tensor,
+        latent: Tensor,
+        timestep: Tensor,
+        game_action_vector: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Frames at selected denoising steps, by one pass; arguments as in :meth:`velocity_of_steps`, and checked.
+
+        Returns:
+            Hidden states ``[B, M K, S, d]`` of their S tokens before the head, and conditions ``[B, M K, d]``.
+        """
+
+    @abstractmethod
+    def _head(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        """Velocities ``[B, U, c, h, w]`` from hidden states ``[B, U, S, d]`` and conditions ``[B, U, d]``."""
+
     def hidden_of_steps(
         self,
         context: Tensor,
@@ -128,17 +146,9 @@ class LatentWorldModel(nn.Module, ABC):
         Raises:
             ValueError: if shapes do not fit, or the video is too long.
         """
-
-    @abstractmethod
-    def _joint_velocity(
-        self,
-        context: Tensor,
-        context_timestep: Tensor,
-        latent: Tensor,
-        timestep: Tensor,
-        game_action_vector: Tensor | None,
-    ) -> Tensor:
-        """Form C of :meth:`velocity_of_steps`; shapes are checked."""
+        _check_steps(self, context, context_timestep, latent, timestep, game_action_vector)
+        hidden, _ = self._joint_hidden(context, context_timestep, latent, timestep, game_action_vector)
+        return hidden.mean(2).unflatten(1, latent.shape[1:3])
 
     def velocity_of_steps(
         self,
@@ -175,8 +185,7 @@ class LatentWorldModel(nn.Module, ABC):
         """
         if form not in get_args(Form):
             raise ValueError(f"form={form!r}: choose one of {', '.join(get_args(Form))}; 'C' is the cheapest")
-        check_frames(self, context, context_timestep, None)
-        check_steps(self, context, latent, timestep, game_action_vector)
+        _check_steps(self, context, context_timestep, latent, timestep, game_action_vector)
         num_generated, num_steps = latent.shape[1:3]
         num_given = context.shape[1] + 1 - num_generated
         frames = [slice(i, i + 1) for i in range(num_generated)] if form in ("A", "A2") else [slice(0, num_generated)]
@@ -184,13 +193,15 @@ class LatentWorldModel(nn.Module, ABC):
 
         def evaluate(frame: slice, step: slice) -> Tensor:
             end = num_given + frame.stop
-            return self._joint_velocity(
+            steps = latent[:, frame, step]
+            joint = self._joint_hidden(
                 context[:, : end - 1],
                 context_timestep[:, : end - 1],
-                latent[:, frame, step],
+                steps,
                 timestep[:, frame, step],
                 None if game_action_vector is None else game_action_vector[:, :end],
             )
+            return self._head(*joint).unflatten(1, steps.shape[1:3])
 
         by_frame = [torch.cat([evaluate(frame, step) for step in steps], dim=2) for frame in frames]
         return torch.cat(by_frame, dim=1)
@@ -253,14 +264,16 @@ def check_frames(
         )
 
 
-def check_steps(
-    model: LatentWorldModel, context: Tensor, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None
+def _check_steps(
+    model: LatentWorldModel,
+    context: Tensor,
+    context_timestep: Tensor,
+    latent: Tensor,
+    timestep: Tensor,
+    game_action_vector: Tensor | None,
 ) -> None:
-    """Hold selected steps ``[B, M, K, c, h, w]`` against their context ``[B, F-1, c, h, w]``.
-
-    Raises:
-        ValueError: if they do not fit.
-    """
+    """Hold selected steps ``[B, M, K, c, h, w]`` and their context ``[B, F-1, c, h, w]`` against the model."""
+    check_frames(model, context, context_timestep, None)
     num_rows, num_frames = context.shape[0], context.shape[1] + 1
     is_latent = latent.ndim == 6 and latent.shape[3:] == model.latent_shape
     if not is_latent or len(latent) != num_rows or not 1 <= latent.shape[1] < num_frames:

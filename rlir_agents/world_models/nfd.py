@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rlir_agents.world_models.frame_attention import FrameLayout, frame_attention
 from rlir_agents.world_models.frame_cache import FrameCache
-from rlir_agents.world_models.latent import LatentWorldModel, check_frames, check_steps
+from rlir_agents.world_models.latent import LatentWorldModel, check_frames
 from rlir_agents.world_models.nfd_layers import (
     Attend,
     Block,
@@ -163,7 +163,7 @@ class NFD(LatentWorldModel):
         check_frames(self, latent, timestep, game_action_vector)
         layout = FrameLayout(latent.shape[1], num_clean=latent.shape[1])
         attend = partial(frame_attention, layout=layout)
-        return self._velocity(latent, timestep, game_action_vector, layout.frame_index, lambda layer: attend)
+        return self._head(*self._hidden(latent, timestep, game_action_vector, layout.frame_index, lambda layer: attend))
 
     def new_cache(self, num_rows: int, num_frames: int, dtype: torch.dtype) -> FrameCache:
         """An empty cache; see the base class."""
@@ -178,7 +178,7 @@ class NFD(LatentWorldModel):
         for index in range(latent.shape[1]):
             frame = slice(index, index + 1)
             vector = None if game_action_vector is None else game_action_vector[:, frame]
-            self._velocity_behind(cache, latent[:, frame], timestep[:, frame], vector)
+            self._hidden_behind(cache, latent[:, frame], timestep[:, frame], vector)
             cache.finish_frame()
 
     @torch.no_grad()
@@ -188,47 +188,20 @@ class NFD(LatentWorldModel):
         """Velocity of the frame under way; see the base class."""
         vector = None if game_action_vector is None else game_action_vector[:, None]
         check_frames(self, latent[:, None], timestep[:, None], vector, cache.num_frames)
-        return self._velocity_behind(cache, latent[:, None], timestep[:, None], vector).squeeze(1)
+        return self._head(*self._hidden_behind(cache, latent[:, None], timestep[:, None], vector)).squeeze(1)
 
-    def _velocity_behind(self, cache: FrameCache, latent: Tensor, timestep: Tensor, vector: Tensor | None) -> Tensor:
-        """Velocity of one frame, ``[B, 1, c, h, w]``, that sees those in the cache."""
+    def _hidden_behind(
+        self, cache: FrameCache, latent: Tensor, timestep: Tensor, vector: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What `_hidden` gives of one frame, ``[B, 1, c, h, w]``, that sees those in the cache."""
         if cache.num_frames == cache.max_frames:
             raise ValueError(f"the cache holds {cache.num_frames} frames, and no more fit; make it for longer videos")
-        frame_index = [cache.num_frames]
-        return self._velocity(latent, timestep, vector, frame_index, lambda layer: partial(cache.attend, layer))
+        return self._hidden(latent, timestep, vector, [cache.num_frames], lambda layer: partial(cache.attend, layer))
 
     @property
     def hidden_size(self) -> int:
         """D."""
         return self.config.hidden_size
-
-    def hidden_of_steps(
-        self,
-        context: Tensor,
-        context_timestep: Tensor,
-        latent: Tensor,
-        timestep: Tensor,
-        game_action_vector: Tensor | None,
-    ) -> Tensor:
-        """Hidden states of K copies of the last M frames; see the base class."""
-        check_frames(self, context, context_timestep, None)
-        check_steps(self, context, latent, timestep, game_action_vector)
-        layout, hidden, _ = self._joint_hidden(context, context_timestep, latent, timestep, game_action_vector)
-        return hidden[:, layout.noisy_copies].mean(2).unflatten(1, latent.shape[1:3])
-
-    def _joint_velocity(
-        self,
-        context: Tensor,
-        context_timestep: Tensor,
-        latent: Tensor,
-        timestep: Tensor,
-        game_action_vector: Tensor | None,
-    ) -> Tensor:
-        """Velocity of K copies of the last M frames; see the base class."""
-        joint = self._joint_hidden(context, context_timestep, latent, timestep, game_action_vector)
-        layout, hidden, condition = joint
-        velocity = self.final_layer(hidden, condition, self.config.grid)
-        return velocity[:, layout.noisy_copies].unflatten(1, latent.shape[1:3])
 
     def _joint_hidden(
         self,
@@ -237,8 +210,8 @@ class NFD(LatentWorldModel):
         latent: Tensor,
         timestep: Tensor,
         game_action_vector: Tensor | None,
-    ) -> tuple[FrameLayout, Tensor, Tensor]:
-        """One pass over the clean frames and K copies of the last M: where they stand, and what `_hidden` gives."""
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over the clean frames and K copies of the last M; see the base class."""
         num_clean, (num_generated, num_steps) = context.shape[1], latent.shape[1:3]
         num_frames = num_clean + 1
         layout = FrameLayout(num_frames, num_clean, num_steps, num_frames - num_generated)
@@ -250,18 +223,11 @@ class NFD(LatentWorldModel):
         copies = torch.cat([context, latent.flatten(1, 2)], dim=1)[:, source]
         timesteps = torch.cat([context_timestep, timestep.flatten(1)], dim=1)[:, source]
         vectors = None if game_action_vector is None else game_action_vector[:, layout.frame_index]
-        return layout, *self._hidden(copies, timesteps, vectors, layout.frame_index, lambda layer: attend)
+        hidden, condition = self._hidden(copies, timesteps, vectors, layout.frame_index, lambda layer: attend)
+        return hidden[:, layout.noisy_copies], condition[:, layout.noisy_copies]
 
-    def _velocity(
-        self,
-        latent: Tensor,
-        timestep: Tensor,
-        vector: Tensor | None,
-        frame_index: list[int],
-        attend_of_layer: Callable[[int], Attend],
-    ) -> Tensor:
-        """The network on copies of frames ``[B, U, c, h, w]`` with their timesteps and vectors."""
-        hidden, condition = self._hidden(latent, timestep, vector, frame_index, attend_of_layer)
+    def _head(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        """Of copies of frames; see the base class."""
         return self.final_layer(hidden, condition, self.config.grid)
 
     def _hidden(
@@ -272,7 +238,11 @@ class NFD(LatentWorldModel):
         frame_index: list[int],
         attend_of_layer: Callable[[int], Attend],
     ) -> tuple[Tensor, Tensor]:
-        """Everything before the head: hidden states ``[B, U, S, d]`` and the frames' conditions ``[B, U, d]``."""
+        """The network before its head on copies of frames ``[B, U, c, h, w]`` with their timesteps and vectors.
+
+        Returns:
+            Hidden states ``[B, U, S, d]`` and conditions ``[B, U, d]``.
+        """
         config = self.config
         rotary = rotary_table(frame_index, config.grid, config.axis_dims, config.rope_theta, latent.device)
         with precise(latent):

@@ -263,7 +263,7 @@ def test_wrong_set_ups_are_refused() -> None:
     with pytest.raises(ValueError, match="continuous latents, such as KLTokenizer"):
         DenoisingEnv(prompts, WORLD.tokenizer, reward_fn, shifted_grid(4))
     for timesteps in ([1.0, 0.5], [1.0, 0.5, 0.5, 0.0], [1.5, 0.0], [0.0]):
-        with pytest.raises(ValueError, match="fall from 1 to 0"):
+        with pytest.raises(ValueError, match="decreases from at most 1 to exactly 0"):
             DenoisingEnv(prompts, LATENTS, reward_fn, timesteps)
     frames = torch.zeros(2, 4, 3, 4, 8, dtype=torch.uint8)
     two = ClipPrompts(frames, torch.zeros(2, 3, 2).long(), torch.zeros(2, 3, 2).long(), num_context_frames=2)
