@@ -83,7 +83,7 @@ def framewise_credit(frame_reward: torch.Tensor, next_frame_coeff: float = 0.5) 
 def frames_to_steps(frame_values: torch.Tensor, num_steps: int) -> torch.Tensor:
     """Repeat a value per frame for every step of that frame.
 
-    Every frame takes equally many steps, in order, in both paradigms (tokens and denoising), so the
+    Every frame takes equally many steps, in order, in both paradigms, so the
     two lengths say which step belongs to which frame: this is `TokenLayout.frame_of_step`.
 
     Args:

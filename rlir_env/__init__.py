@@ -12,7 +12,7 @@ NFD_ID = "RLIR-NFD-v0"
 
 # Gymnasium has no plug-in entry points: the ids exist after this import, or as
 # "rlir_env:RLIR-MineWorld-v0".
-for _id, _paradigm in ((MINEWORLD_ID, "token"), (NFD_ID, "denoising")):
+for _id, _paradigm in ((MINEWORLD_ID, "autoregressive"), (NFD_ID, "diffusion")):
     if _id not in registry:
         register(
             id=_id,

@@ -66,8 +66,8 @@ def _latents_of_steps(frames: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(latent), latent], dim=-4)
 
 
-TOKENS = Paradigm(rlir_env.MINEWORLD_ID, "tokens_per_step", "token", WORLD.env, WORLD.tokenizer.encode)
-DENOISING = Paradigm(
+AUTOREGRESSIVE = Paradigm(rlir_env.MINEWORLD_ID, "tokens_per_step", "token", WORLD.env, WORLD.tokenizer.encode)
+DIFFUSION = Paradigm(
     rlir_env.NFD_ID,
     "steps_per_action",
     "latent",
@@ -75,4 +75,4 @@ DENOISING = Paradigm(
     _latents_of_steps,
     {"num_denoising_steps": 2},
 )
-PARADIGMS = {"tokens": TOKENS, "denoising": DENOISING}
+PARADIGMS = {"autoregressive": AUTOREGRESSIVE, "diffusion": DIFFUSION}

@@ -146,7 +146,8 @@ def check_fit(world_model: LatentWorldModel, layout: LatentLayout, action_encode
     """
     if not isinstance(world_model, LatentWorldModel):
         raise ValueError(
-            f"a {type(world_model).__name__} makes tokens, not latents: take an NFD, or paradigm=token with TokenPolicy"
+            f"a {type(world_model).__name__} makes tokens, not latents: take an NFD, or "
+            "paradigm=autoregressive with TokenPolicy"
         )
     if world_model.latent_shape != layout.latent_shape or world_model.max_frames < layout.num_frames:
         raise ValueError(

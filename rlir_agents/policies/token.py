@@ -74,7 +74,7 @@ class TokenPolicy(TensorDictModuleBase):
         super().__init__()
         if not isinstance(world_model, TokenWorldModel):
             raise ValueError(
-                f"a {type(world_model).__name__} makes no tokens: take a MineWorld, or paradigm=denoising with "
+                f"a {type(world_model).__name__} makes no tokens: take a MineWorld, or paradigm=diffusion with "
                 "DenoisingPolicy"
             )
         if layout.sequence_length > world_model.max_length:

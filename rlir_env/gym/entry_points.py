@@ -78,7 +78,7 @@ def make_core(
     """Put a named world behind the env of a paradigm.
 
     Args:
-        paradigm: ``"token"`` (MineWorld's) or ``"denoising"`` (NFD's).
+        paradigm: ``"autoregressive"`` (MineWorld's) or ``"diffusion"`` (NFD's).
         world: Name of a shipped asset set, or ``"identity"`` for the world of the tests.
         num_rows: Videos generated side by side.
         split: ``"train"``, ``"dev"`` or ``"test"`` prompts.
@@ -133,8 +133,8 @@ def _denoising_env(
 
 # Of each paradigm its env, and the tokenizer of a world that gives it codes.
 _PARADIGMS: dict[str, tuple[Callable[..., VideoGenerationEnv], str]] = {
-    "token": (_token_env, "tokenizer"),
-    "denoising": (_denoising_env, "kl_tokenizer"),
+    "autoregressive": (_token_env, "tokenizer"),
+    "diffusion": (_denoising_env, "kl_tokenizer"),
 }
 
 

@@ -161,7 +161,7 @@ def test_shuffling_takes_what_it_is_told_from_another_prompt():
 def test_the_control_is_told_one_thing_and_paid_for_another(name):
     paradigm, index = PARADIGMS[name], torch.arange(4)
     world = replace(WORLD, prompts={"dev": ShuffledGameActions(WORLD.prompts["dev"], is_reward_only=True)})
-    make_env = {"tokens": world.env, "denoising": partial(world.denoising_env, num_denoising_steps=2)}[name]
+    make_env = {"autoregressive": world.env, "diffusion": partial(world.denoising_env, num_denoising_steps=2)}[name]
     env = make_env(num_prompts=4, **paradigm.frame)
     told = WORLD.prompts["dev"].get(index).game_action
     paid = world.prompts["dev"].get(index).rewarded_game_action

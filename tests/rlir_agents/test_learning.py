@@ -117,7 +117,7 @@ def check_learning(trainer: Trainer) -> None:
 BOTH_PARADIGMS = pytest.mark.parametrize(
     "make_env, make_policy",
     [(token_env, small_policy), (denoising_env, denoising_policy)],
-    ids=["tokens", "denoising"],
+    ids=["autoregressive", "diffusion"],
 )
 
 

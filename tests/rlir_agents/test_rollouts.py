@@ -44,14 +44,14 @@ class Paradigm(NamedTuple):
     video: str
 
 
-TOKENS = Paradigm(
+AUTOREGRESSIVE = Paradigm(
     token_env,
     token_policy,
     (1, 2, 3, 4, 6, "frame"),
     ({"top_p": 0.6}, {"deterministic": True}, {"temperature": 0.5}),
     "token",
 )
-DENOISING = Paradigm(
+DIFFUSION = Paradigm(
     denoising_env,
     small_denoising_policy,
     (1, 2, 3, "frame"),
@@ -63,7 +63,7 @@ DENOISING = Paradigm(
     ),
     "latent",
 )
-PARADIGMS = {"tokens": TOKENS, "denoising": DENOISING}
+PARADIGMS = {"autoregressive": AUTOREGRESSIVE, "diffusion": DIFFUSION}
 both = pytest.mark.parametrize("paradigm", PARADIGMS.values(), ids=PARADIGMS)
 
 
@@ -130,7 +130,7 @@ OUTCOME = {
 }
 LENGTH = 4 * 12 + 3 * 2  # L: four frames of 12 tokens, three words of 2
 SHAPES = {
-    "tokens": {
+    "autoregressive": {
         "token": (LENGTH,),
         "position": (1,),
         "frame_index": (1,),
@@ -138,7 +138,7 @@ SHAPES = {
         "action": (12,),
         "action_log_prob": (12,),
     },
-    "denoising": {
+    "diffusion": {
         "latent": (4, 1, 2, 6),
         "frame_index": (1,),
         "denoising_step": (1,),

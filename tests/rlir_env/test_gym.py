@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.utils.env_checker import check_env
-from paradigms import DENOISING, PARADIGMS, TOKENS, WORLD, Paradigm, frames_that_show
+from paradigms import AUTOREGRESSIVE, DIFFUSION, PARADIGMS, WORLD, Paradigm, frames_that_show
 from torchrl.envs import GymEnv, GymWrapper
 from torchrl.envs.utils import check_env_specs
 
@@ -41,14 +41,14 @@ def test_check_env_has_nothing_to_say(id, keywords):
 
 
 OBSERVED = {
-    "tokens": {
+    "autoregressive": {
         "token": Box(-1, 10, (14,), np.int32),  # 4 frames of 2 tokens, 3 words of 2 ids; 6 codes and 5 ids
         "position": Box(0, 14, (1,), np.int64),
         "frame_index": Box(0, 3, (1,), np.int64),
         "game_action": Box(0, 2**31 - 1, (3, 2), np.int64),
         "game_action_word": Box(0, 10, (3, 2), np.int64),
     },
-    "denoising": {
+    "diffusion": {
         "latent": Box(-20, 20, (4, 1, 1, 2), np.float32),
         "frame_index": Box(0, 3, (1,), np.int64),
         "denoising_step": Box(0, 2, (1,), np.int64),
@@ -69,10 +69,10 @@ def test_observed_is_the_state_and_what_was_pressed(name):
 @pytest.mark.parametrize(
     ("paradigm", "granularity", "space"),
     [
-        (TOKENS, 1, Discrete(6)),
-        (TOKENS, "frame", MultiDiscrete([6, 6])),
-        (DENOISING, 1, Box(-20, 20, (1, 1, 2), np.float32)),
-        (DENOISING, "frame", Box(-20, 20, (2, 1, 1, 2), np.float32)),
+        (AUTOREGRESSIVE, 1, Discrete(6)),
+        (AUTOREGRESSIVE, "frame", MultiDiscrete([6, 6])),
+        (DIFFUSION, 1, Box(-20, 20, (1, 1, 2), np.float32)),
+        (DIFFUSION, "frame", Box(-20, 20, (2, 1, 1, 2), np.float32)),
     ],
 )
 def test_action_spaces_follow_the_granularity(paradigm, granularity, space):
@@ -306,13 +306,13 @@ def latents(*shape: int, value: float = 0.0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("paradigm", "action", "message"),
     [
-        (TOKENS, 6, r"0\.\.5"),
-        (TOKENS, 0.0, "integer codes"),
-        (TOKENS, [1, 2], r"action has shape \[2\], expected \[\]"),
-        (DENOISING, latents(1, 1, 2, value=20.1), "action reaches 20.1, beyond 20"),
-        (DENOISING, latents(1, 1, 2, value=np.nan), "action reaches inf, beyond 20"),
-        (DENOISING, latents(1, 2, 1), r"action has shape \[1, 2, 1\], expected \[1, 1, 2\]"),
-        (DENOISING, np.zeros((1, 1, 2), np.int64), r"torch.int64 .* expected float"),
+        (AUTOREGRESSIVE, 6, r"0\.\.5"),
+        (AUTOREGRESSIVE, 0.0, "integer codes"),
+        (AUTOREGRESSIVE, [1, 2], r"action has shape \[2\], expected \[\]"),
+        (DIFFUSION, latents(1, 1, 2, value=20.1), "action reaches 20.1, beyond 20"),
+        (DIFFUSION, latents(1, 1, 2, value=np.nan), "action reaches inf, beyond 20"),
+        (DIFFUSION, latents(1, 2, 1), r"action has shape \[1, 2, 1\], expected \[1, 1, 2\]"),
+        (DIFFUSION, np.zeros((1, 1, 2), np.int64), r"torch.int64 .* expected float"),
     ],
 )
 def test_actions_outside_of_the_space_are_refused(paradigm: Paradigm, action, message):

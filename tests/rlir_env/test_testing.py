@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from paradigms import DENOISING, PARADIGMS, TOKENS, WORLD, Paradigm
+from paradigms import AUTOREGRESSIVE, DIFFUSION, PARADIGMS, WORLD, Paradigm
 
 from rlir_env.envs import VideoGenerationEnv
 from rlir_env.game_actions import MINECRAFT
@@ -95,7 +95,7 @@ def test_target_frames_show_the_game_actions():
 
 
 def test_random_policy_is_uniform_and_reproducible():
-    env = TOKENS.core(num_prompts=16, group_size=8, tokens_per_step="frame")
+    env = AUTOREGRESSIVE.core(num_prompts=16, group_size=8, tokens_per_step="frame")
     rollouts = []
     for _ in range(2):
         env.set_seed(0)
@@ -172,7 +172,7 @@ def test_checker_finds_states_that_stepping_does_not_give(paradigm: Paradigm):
 
 def test_checker_finds_missing_words():
     with pytest.raises(AssertionError, match="words stand behind their frame"):
-        check_generation_env(broken_env(TOKENS, _append_word=lambda self, *_: None))
+        check_generation_env(broken_env(AUTOREGRESSIVE, _append_word=lambda self, *_: None))
 
 
 def fading_frames(self, tensordict):
@@ -217,7 +217,7 @@ def early_noise(self, tensordict):
 )
 def test_checker_finds_what_denoising_must_not_do(message, methods):
     with pytest.raises(AssertionError, match=message):
-        check_generation_env(broken_env(DENOISING, 1, **methods))
+        check_generation_env(broken_env(DIFFUSION, 1, **methods))
 
 
 def test_checker_finds_a_denoising_step_that_does_not_count():
@@ -231,7 +231,7 @@ def test_checker_finds_a_denoising_step_that_does_not_count():
         return super(type(self), self)._step(tensordict.copy().set("denoising_step", step))
 
     with pytest.raises(AssertionError, match="denoising_step counts the steps"):
-        check_generation_env(broken_env(DENOISING, 1, _clock=_clock, _step=_step))
+        check_generation_env(broken_env(DIFFUSION, 1, _clock=_clock, _step=_step))
 
 
 def with_norm(tokenizer: torch.nn.Module) -> torch.nn.Module:
