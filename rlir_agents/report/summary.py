@@ -66,7 +66,8 @@ def summarize(
         `ceiling_reconstruction`, `gain_ci95`), `psnr` (`before`, `after`), `share_of_gap_closed`
         (by the judge), `num_clips`, `seconds`, `install_seconds`, `seed`; beside these `figures`
         (every evaluation by name), `slots` (F1 slot by slot, by the judge), `counted_slots`,
-        `share_of_gap_closed_ci95`, `psnr_change_ci95`, `num_draws`, `judge`, `coach`.
+        `share_of_gap_closed_ci95`, `psnr_change_ci95`, `psnr_change_by_stillness` (where the controls have
+        `copy_last_frame`), `num_draws`, `judge`, `coach`.
 
     Raises:
         ValueError: if the evaluations are not of the same prompts, or an extra entry has the name
@@ -101,6 +102,7 @@ def summarize(
         "seed": seed,
         "share_of_gap_closed_ci95": interval(share_draws),
         "psnr_change_ci95": interval(psnr_draws),
+        "psnr_change_by_stillness": psnr_change_by_stillness(before, after, evaluations.get("copy_last_frame")),
         "num_draws": num_draws,
         **readers,
         "counted_slots": list(compress(before.spec.names, is_counted)),
@@ -116,6 +118,29 @@ def summarize(
 def write_summary(path: str | Path, summary: Mapping[str, Any]) -> None:
     """Write a summary as JSON, atomically; NaN and infinity are errors."""
     write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def psnr_change_by_stillness(
+    before: Evaluation, after: Evaluation, copy: Evaluation | None
+) -> list[dict[str, float]] | None:
+    """Where the picture gains or loses: by quarters of the clips, from those that move most to those that stand still.
+
+    A reward for readable keys may teach motion where the real clip has none, at a wall for example; then the last
+    quarter pays. Quarters are of the PSNR of a copy of the given frame, which knows nothing of either model.
+
+    Args:
+        before: the base model.
+        after: the post-trained model, same prompts.
+        copy: the given frame, repeated.
+
+    Returns:
+        A quarter each: mean PSNR of the `copy`, and mean `change` of PSNR, both in dB. None without a copy.
+    """
+    if copy is None:
+        return None
+    quarters = copy.psnr.argsort().tensor_split(4)
+    change = after.psnr - before.psnr
+    return [{"copy": _mean(copy.psnr[clips]), "change": _mean(change[clips])} for clips in quarters if len(clips)]
 
 
 def _check_paired(evaluations: Mapping[str, Evaluation]) -> None:

@@ -41,9 +41,19 @@ def console_table(summary: Summary) -> str:
             f"  {bounds(summary['share_of_gap_closed_ci95'], percent)}",
             f"PSNR                {signed(psnr['after'] - psnr['before'], 2)} dB"
             f"  {bounds(summary['psnr_change_ci95'], lambda value: signed(value, 2))}",
+            *_stillness_line(summary),
             counted,
         ]
     )
+
+
+def _stillness_line(summary: Summary) -> list[str]:
+    """Where PSNR was gained or lost; nothing where no copy of the given frame was evaluated."""
+    quarters = summary.get("psnr_change_by_stillness")
+    if quarters is None:
+        return []
+    changes = ", ".join(signed(quarter["change"], 2) for quarter in quarters)
+    return [f"                    {changes} in quarters of the clips, from those that move most to the stillest"]
 
 
 def _console_row(name: str, figures: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -27,6 +28,7 @@ from rlir_agents.report import (
 )
 from rlir_agents.report.charts import dot_chart, line_chart, nice_ticks
 from rlir_agents.report.keys import RIGHT, WRONG
+from rlir_agents.report.summary import psnr_change_by_stillness
 from rlir_env.game_actions import MINECRAFT
 
 NUM_CLIPS, NUM_FRAMES = 40, 5
@@ -109,6 +111,20 @@ def test_summary_has_the_promised_keys_and_their_arithmetic(summary, evaluations
     assert summary["psnr_change_ci95"] == pytest.approx([-0.1, -0.1], abs=1e-5)
     assert summary["num_clips"] == NUM_CLIPS
     assert summary["figures"]["ceiling"]["psnr"] is None
+
+
+def test_psnr_is_split_by_how_much_the_real_clip_moves(evaluations):
+    before = replace(evaluations["before"], psnr=torch.arange(8.0))
+    after = replace(before, psnr=before.psnr + torch.tensor([4.0, 1.0, 3.0, 2.0, 4.0, 1.0, 3.0, 2.0]))
+    copy = replace(before, psnr=torch.tensor([40.0, 10.0, 30.0, 20.0, 42.0, 12.0, 32.0, 22.0]))
+    expected = [{"copy": 10.0 * quarter + 1.0, "change": float(quarter)} for quarter in (1, 2, 3, 4)]
+    assert psnr_change_by_stillness(before, after, copy) == expected
+    assert psnr_change_by_stillness(before, after, None) is None
+
+
+def test_the_table_says_where_psnr_was_lost(summary):
+    assert "-0.10, -0.10, -0.10, -0.10 in quarters of the clips" in console_table(summary)
+    assert "quarters" not in console_table(summary | {"psnr_change_by_stillness": None})
 
 
 def test_paired_gain_of_equal_evaluations_is_exactly_zero(evaluations):
