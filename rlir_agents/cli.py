@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "measure how well a world model follows game actions",
     "compare": "run all arms and seeds, and make the table of results",
     "generate": "write videos to look at",
+    "inspect": "say what a weight file holds, and whether it can be read",
     "ship": "put what was made among the package's assets",
 }
 

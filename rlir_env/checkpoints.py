@@ -8,13 +8,17 @@ different model). Training checkpoints, with optimiser and counters, are not mad
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import pickle
+import pickletools
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,6 +26,14 @@ from rlir_env.atomic_files import replacing
 
 _CONFIG_KEY = "config"
 _KEYS_SHOWN = 10  # per kind of mismatch in an error; a wrong architecture mismatches in hundreds
+
+# Under which key training code puts the state dict, besides optimisers, counters and the like.
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "module")
+# What torch.compile and DistributedDataParallel write before the names of weights.
+_COMPILED, _PARALLEL = "_orig_mod.", "module."
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_LARGEST_PLAIN_PICKLE = 2**20  # VPT's settings have a few kilobytes
 
 
 def save_safetensors(
@@ -57,38 +69,111 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
     Raises:
         ValueError: If the file holds no config, because somebody else wrote it.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if _CONFIG_KEY not in metadata:
-            raise ValueError(f"{path} holds no config; write it with rlir_env.checkpoints.save_safetensors")
-        state_dict = {name: file.get_tensor(name) for name in file.keys()}
+    state_dict, metadata = _read_safetensors(path)
+    if _CONFIG_KEY not in metadata:
+        raise ValueError(f"{path} holds no config; write it with rlir_env.checkpoints.save_safetensors")
     return state_dict, json.loads(metadata[_CONFIG_KEY])
+
+
+def is_own_file(path: str | Path) -> bool:
+    """Whether :func:`save_safetensors` wrote this file, which then holds its config."""
+    return Path(path).suffix == ".safetensors" and _CONFIG_KEY in _read_safetensors(path)[1]
 
 
 def load_foreign(path: str | Path) -> dict[str, Tensor]:
     """Reads the state dict of a file that others wrote, without running code from it.
 
+    Tensors are mapped from the file where its format allows that (safetensors, and what torch writes since 1.6), so
+    that a large one is not in memory as a whole. Names are those of the model alone: what ``torch.compile`` and
+    ``DistributedDataParallel`` write before them is taken away.
+
     Args:
-        path: ``.safetensors``, or anything that ``torch.load`` reads: a bare state dict, or one
-            under the key ``state_dict``.
+        path: ``.safetensors``, or anything that ``torch.load`` reads: a bare state dict, or one beside other things
+            under the key ``state_dict``, ``model_state_dict``, ``model`` or ``module``.
 
     Raises:
-        ValueError: If what is in the file is not a state dict.
-        pickle.UnpicklingError: If a torch file holds anything but tensors and plain containers.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, holds pickled code, which is not run, or no state dict.
     """
     if Path(path).suffix == ".safetensors":
+        return _own_names(_read_safetensors(path)[0])
+    content = _read_torch_file(path)
+    if isinstance(content, Mapping) and not _is_state_dict(content):
+        content = next((content[key] for key in _STATE_DICT_KEYS if _is_state_dict(content.get(key))), content)
+    if not _is_state_dict(content):
+        keys = ", ".join(map(repr, _STATE_DICT_KEYS))
+        raise ValueError(f"{path} is neither a state dict nor has one under one of {keys}")
+    return _own_names(content)
+
+
+def load_plain_pickle(path: str | Path) -> Any:
+    """Reads a small pickle of numbers, strings and containers, as VPT's ``.model`` files are, and nothing else.
+
+    Args:
+        path: The file, of at most a megabyte.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is larger, damaged, or names code, which is not run.
+    """
+    if Path(path).stat().st_size > _LARGEST_PLAIN_PICKLE:
+        raise ValueError(f"{path} is too large for a file of settings; weights are read by load_foreign")
+    data = Path(path).read_bytes()
+    try:
+        # A look without running it: a few bytes can make the unpickler allocate a memo of gigabytes.
+        memo = [argument for opcode, argument, _ in pickletools.genops(data) if "PUT" in opcode.name]
+        if any(isinstance(place, int) and place > len(data) for place in memo):
+            raise ValueError("a memo larger than the file")
+        return _PlainUnpickler(io.BytesIO(data)).load()
+    except (ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is no pickle of plain containers: {error}") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Makes what pickle has opcodes for; every class and function is refused."""
+
+    def find_class(self, module_name: str, global_name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}; nothing was run")
+
+
+def _read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors, mapped from the file, and its metadata."""
+    try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, Mapping) and "state_dict" in content:
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} is neither a state dict nor has one under 'state_dict'")
-    return dict(content)
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+
+
+def _read_torch_file(path: str | Path) -> Any:
+    with open(path, "rb") as file:
+        is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+    if is_zip and not zipfile.is_zipfile(path):  # its directory stands at the end
+        raise ValueError(f"{path} is no complete file of torch.save: its end is missing")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)  # older files are one stream
+    except Exception as error:  # whatever the bytes of a file that is none make the unpickler stumble over
+        reason = next((line for line in str(error).splitlines() if "WeightsUnpickler error" in line), repr(error))
+        raise ValueError(
+            f"{path} cannot be read as tensors and plain containers; nothing was run: {reason.strip()}"
+        ) from error
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
+def _own_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {key.replace(_COMPILED, ""): tensor for key, tensor in state_dict.items()}
+    prefix = _PARALLEL if all(key.startswith(_PARALLEL) for key in named) else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in named.items()}
 
 
 def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], strip_prefixes: Sequence[str] = ()) -> None:
     """Copies weights into a module; every key must be on both sides, with the same shape.
+
+    A module on the meta device gets memory of its own on the CPU, one tensor after the other: so a large model is
+    never made twice. Build it under ``torch.device("meta")``, and load a memory-mapped file.
 
     Args:
         module: Is filled in place, in its own types and on its own devices; unchanged if this
@@ -102,20 +187,75 @@ def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], strip_prefi
     """
     prefix = next((p for p in strip_prefixes if all(k.startswith(p) for k in state_dict)), "")
     given = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
+    check_weights(module, given)
+    expected = module.state_dict()
+    is_meta = any(tensor.is_meta for tensor in expected.values())
+    if is_meta:
+        given = {key: tensor.to(expected[key].dtype, copy=True) for key, tensor in given.items()}
+    module.load_state_dict(given, assign=is_meta)
+
+
+def check_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Holds weights against a module, which may be on the meta device.
+
+    Args:
+        module: What they are to fit.
+        state_dict: The weights.
+
+    Raises:
+        ValueError: Lists what is missing, unexpected or of another shape.
+    """
     expected = module.state_dict()
     problems = {
-        "missing": sorted(expected.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - state_dict.keys()),
+        "unexpected": sorted(state_dict.keys() - expected.keys()),
         "of another shape": [
-            f"{key} (file {list(given[key].shape)}, module {list(expected[key].shape)})"
-            for key in sorted(expected.keys() & given.keys())
-            if given[key].shape != expected[key].shape
+            f"{key} (file {list(state_dict[key].shape)}, module {list(expected[key].shape)})"
+            for key in sorted(expected.keys() & state_dict.keys())
+            if state_dict[key].shape != expected[key].shape
         ],
     }
     if any(problems.values()):
         found = "; ".join(f"{kind}: {_shorten(keys)}" for kind, keys in problems.items() if keys)
         raise ValueError(f"the weights do not fit {type(module).__name__}; {found}. Is it the right config?")
-    module.load_state_dict(given)
+
+
+def part_of(
+    state_dict: Mapping[str, Tensor], landmark: str, roots: Sequence[str], beside: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """The weights of one model in a file that may hold several, under the model's own names.
+
+    What stands before the landmark stands before all of them (``model.``, ``tokenizer.model.`` or nothing).
+
+    Args:
+        state_dict: Of the file.
+        landmark: A tensor that all such models have, by its own name.
+        roots: Beginnings of the model's own names.
+        beside: Beginnings of what else may be in the file, as it is named there; ``""`` allows anything.
+
+    Raises:
+        ValueError: If there is no such model, or more than one, or something that is neither its nor allowed.
+    """
+    prefixes = [key.removesuffix(landmark) for key in state_dict if key == landmark or key.endswith(f".{landmark}")]
+    if len(prefixes) != 1:
+        raise ValueError(
+            f"{len(prefixes)} tensors are named {landmark}, with or without something before it; expected 1"
+        )
+    own = tuple(prefixes[0] + root for root in roots)
+    strange = sorted(key for key in state_dict if not key.startswith((*own, *beside)))
+    if strange:
+        raise ValueError(f"{len(strange)} tensors belong to nothing that is known: {_shorten(strange)}")
+    return {key.removeprefix(prefixes[0]): tensor for key, tensor in state_dict.items() if key.startswith(own)}
+
+
+def num_blocks(names: Iterable[str], stem: str) -> int:
+    """How many numbered blocks stand behind a stem: 2 for ``a.0.w``, ``a.0.v`` and ``a.1.w`` behind ``a``.
+
+    Args:
+        names: Of tensors.
+        stem: Without its last dot.
+    """
+    return len({name[len(stem) + 1 :].split(".")[0] for name in names if name.startswith(f"{stem}.")})
 
 
 def fingerprint(modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> str:

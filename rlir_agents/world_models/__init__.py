@@ -7,6 +7,7 @@ from rlir_agents.world_models.frame_cache import FrameCache
 from rlir_agents.world_models.frame_reader import FrameReader, as_context
 from rlir_agents.world_models.kv_cache import KVCache
 from rlir_agents.world_models.latent import LatentWorldModel
+from rlir_agents.world_models.loading import load_world_model
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
 from rlir_agents.world_models.nfd import NFD, NFDConfig
 from rlir_agents.world_models.samplers import LatentSampler
@@ -31,5 +32,6 @@ __all__ = [
     "TokenWorldModel",
     "as_context",
     "hidden_at",
+    "load_world_model",
     "nucleus",
 ]

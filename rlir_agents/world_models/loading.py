@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
 from rlir_agents.world_models.nfd import NFD, NFDConfig
-from rlir_env.checkpoints import load_foreign, load_safetensors, load_strict
+from rlir_env.checkpoints import is_own_file, load_foreign, load_safetensors, load_strict, num_blocks, part_of
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # By the class that is written in our own files, from sizes to an untrained model.
 _BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD]] = {
@@ -18,14 +23,49 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD]] = {
     "NFD": lambda sizes: NFD(NFDConfig(**sizes)),
 }
 
-_TRUNK = "transformer."  # published files hold the tokenizer beside it, which lives in rlir_env.tokenizers
+MINEWORLD_LANDMARK = "transformer.model.embed_tokens.weight"
+NFD_LANDMARK = "x_embedder.proj.weight"
+"""Tensors by which a file is known to hold a transformer of MineWorld, or of NFD's family."""
 
-# In files of NFD's family: a tensor that all of them have, whatever stands before its name; and what is not a weight of
-# the transformer.
-_NFD_LANDMARK = "x_embedder.proj.weight"
-_NFD_TOKENIZER = "tokenizer."
-_NFD_MASK = ".attn_mask_"
-_NFD_HEAD_DIM = 64
+_HEAD_DIM = 64  # in both families; no weight tells
+_NUM_WORD_IDS = 70  # MineWorld's vocabulary holds them besides the codes
+
+# Fields of transformers' LlamaConfig with the only value that this class implements.
+_FIXED_FIELDS = {
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+
+
+def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) -> MineWorld | NFD:
+    """The world model of a file, whichever it is, in float32.
+
+    Args:
+        path: One of our own files, a checkpoint of MineWorld, or one of NFD's family with vectors of game actions.
+        config: Sizes; None reads them off the weights, and takes the published value where these do not tell
+            (``max_position_embeddings``, the size of a latent). For MineWorld fields of transformers' ``LlamaConfig``,
+            of which unknown ones are left out with a warning; for NFD those of `NFDConfig`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or of another kind, the config does not fit its weights, or one was given for
+            a file of our own, which says its sizes itself.
+    """
+    if is_own_file(path):
+        if config is not None:
+            raise ValueError(f"{path} is one of our own files and holds its sizes: leave out config")
+        return read_world_model(path)
+    state_dict = load_foreign(path)
+    if any(key.endswith(MINEWORLD_LANDMARK) for key in state_dict):
+        weights = mineworld_weights(state_dict)
+        return _filled(lambda: MineWorld(mineworld_config(weights, config)), weights)
+    if any(key.endswith(NFD_LANDMARK) for key in state_dict):
+        weights = nfd_weights(state_dict)
+        return _filled(lambda: NFD(nfd_config(weights, **(config or {}))), weights)
+    raise ValueError(f"{path} holds no world model that is known here: `rlir inspect {path}` says what it holds")
 
 
 def read_world_model(path: str | Path) -> MineWorld | NFD:
@@ -44,9 +84,7 @@ def read_world_model(path: str | Path) -> MineWorld | NFD:
     name = facts.get("class")
     if name not in _BUILDERS:
         raise ValueError(f"{path} holds a {name}, no world model: give a file of {' or '.join(_BUILDERS)}")
-    model = _BUILDERS[name](facts["sizes"])
-    load_strict(model, weights)
-    return model
+    return _filled(lambda: _BUILDERS[name](facts["sizes"]), weights)
 
 
 def make_mineworld(config: MineWorldConfig, weights: str | Path | None = None) -> MineWorld:
@@ -59,11 +97,9 @@ def make_mineworld(config: MineWorldConfig, weights: str | Path | None = None) -
     Raises:
         ValueError: if the weights do not fit the sizes.
     """
-    model = MineWorld(config)
-    if weights is not None:
-        published = load_foreign(weights)
-        load_strict(model, {key: value for key, value in published.items() if key.startswith(_TRUNK)})
-    return model
+    if weights is None:
+        return MineWorld(config)
+    return _filled(lambda: MineWorld(config), mineworld_weights(load_foreign(weights)))
 
 
 def make_nfd(config: NFDConfig, weights: str | Path | None = None) -> NFD:
@@ -77,33 +113,78 @@ def make_nfd(config: NFDConfig, weights: str | Path | None = None) -> NFD:
     Raises:
         ValueError: if the weights do not fit the sizes.
     """
-    model = NFD(config)
-    if weights is not None:
-        load_strict(model, nfd_weights(load_foreign(weights)))
-    return model
+    if weights is None:
+        return NFD(config)
+    return _filled(lambda: NFD(config), nfd_weights(load_foreign(weights)))
 
 
-def nfd_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def mineworld_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("tokenizer.",)) -> dict[str, Tensor]:
+    """The transformer's part of a checkpoint of MineWorld, under its own names.
+
+    Args:
+        state_dict: Of the file.
+        beside: What else may be in it: MineWorld's files hold the tokenizer, too.
+
+    Raises:
+        ValueError: if there is no such transformer, or something else beside it.
+    """
+    return part_of(state_dict, MINEWORLD_LANDMARK, ("transformer.",), beside)
+
+
+def mineworld_config(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> MineWorldConfig:
+    """Sizes of the transformer whose weights these are.
+
+    Args:
+        weights: as from :func:`mineworld_weights`.
+        config: fields of transformers' ``LlamaConfig``, and ``num_codes``, which go before what the weights tell.
+            Unknown fields are left out with a warning.
+
+    Raises:
+        ValueError: if a field asks for an architecture other than this one.
+    """
+    vocab_size, hidden_size = weights[MINEWORLD_LANDMARK].shape
+    layer = "transformer.model.layers.0"
+    sizes = {
+        "num_codes": vocab_size - _NUM_WORD_IDS,
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": weights[f"{layer}.mlp.gate_proj.weight"].shape[0],
+        "num_hidden_layers": num_blocks(weights, "transformer.model.layers"),
+        "num_attention_heads": hidden_size // _HEAD_DIM,
+        "num_key_value_heads": weights[f"{layer}.self_attn.k_proj.weight"].shape[0] // _HEAD_DIM,
+    }
+    given = dict(config or {})
+    for key, value in _FIXED_FIELDS.items():
+        if given.pop(key, value) != value:
+            raise ValueError(f"MineWorld has {key}={value!r} only, the config asks for {(config or {})[key]!r}")
+    known = {field.name for field in fields(MineWorldConfig)}
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        warnings.warn(f"fields without a meaning here are left out: {', '.join(unknown)}", stacklevel=2)
+    return MineWorldConfig(**{**sizes, **{key: value for key, value in given.items() if key in known}})
+
+
+# In files of NFD's family: what may stand beside the transformer, and what is not a weight.
+_NFD_TOKENIZER = "tokenizer."
+_NFD_MASK = ".attn_mask_"
+
+
+def nfd_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = (_NFD_TOKENIZER,)) -> dict[str, Tensor]:
     """The transformer's part of a checkpoint of NFD's family, under its own names.
 
-    Training files put ``model.`` before them (``model._orig_mod.`` when compiled), and hold the tokenizer and attention
-    masks besides. These two are left out; anything else must be the transformer's.
+    Training files put ``model.`` before them, and hold the tokenizer and attention masks besides. These two are left
+    out; anything else must be the transformer's.
+
+    Args:
+        state_dict: Of the file.
+        beside: What else may be in it.
 
     Raises:
         ValueError: if there is no such transformer, or something that is neither.
     """
-    prefixes = [key.removesuffix(_NFD_LANDMARK) for key in state_dict if key.endswith(_NFD_LANDMARK)]
-    if len(prefixes) != 1:
-        raise ValueError(f"{len(prefixes)} tensors are named ...{_NFD_LANDMARK}: this is not one model of NFD's family")
-    prefix = prefixes[0]
-    kept = [key for key in state_dict if not key.startswith(_NFD_TOKENIZER) and _NFD_MASK not in f".{key}"]
-    strange = sorted(key for key in kept if not key.startswith(prefix))
-    if strange:
-        raise ValueError(
-            f"{len(strange)} tensors beside {prefix}* are unknown, {strange[0]} for example; "
-            "leave them out if they are not the transformer's"
-        )
-    return {key.removeprefix(prefix): state_dict[key] for key in kept}
+    without_masks = {key: tensor for key, tensor in state_dict.items() if _NFD_MASK not in f".{key}"}
+    roots = ("x_embedder.", "t_embedder.", "c_embedder.", "cond_embedder.", "blocks.", "final_layer.")
+    return part_of(without_masks, NFD_LANDMARK, roots, beside)
 
 
 def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14, 24), **settings: Any) -> NFDConfig:
@@ -120,7 +201,7 @@ def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14
     Raises:
         ValueError: if the model is not conditioned on game actions.
     """
-    hidden_size, num_channels, _, patch_size, _ = weights[_NFD_LANDMARK].shape
+    hidden_size, num_channels, _, patch_size, _ = weights[NFD_LANDMARK].shape
     embeddings = {"cond_embedder.weight": "linear", "c_embedder.mlp.0.weight": "mlp"}
     found = [key for key in embeddings if key in weights]
     if len(found) != 1:
@@ -132,10 +213,18 @@ def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14
         "latent_shape": (num_channels, *latent_size),
         "patch_size": patch_size,
         "hidden_size": hidden_size,
-        "num_layers": len({key.split(".")[1] for key in weights if key.startswith("blocks.")}),
-        "num_heads": hidden_size // _NFD_HEAD_DIM,
+        "num_layers": num_blocks(weights, "blocks"),
+        "num_heads": hidden_size // _HEAD_DIM,
         "intermediate_size": weights["blocks.0.feed_forward.w1.weight"].shape[0],
         "action_dim": weights[found[0]].shape[1],
         "action_embedding": embeddings[found[0]],
     }
     return NFDConfig(**{**sizes, **settings})
+
+
+def _filled(build: Callable[[], Model], weights: Mapping[str, Tensor]) -> Model:
+    """A model with these weights; fresh ones are never made, which at 1.2 billion takes longer than reading."""
+    with torch.device("meta"):
+        model = build()
+    load_strict(model, weights)
+    return model

@@ -88,7 +88,7 @@ class InverseDynamicsModel(nn.Module, ABC):
         fields = (torch.cat(parts)[:, :num_readings] for parts in zip(*chunks, strict=True))
         return GameActionReading(*(x.reshape(*frames.shape[:-4], *x.shape[1:]) for x in fields))
 
-    def log_probs(self, frames: Tensor, align: Alignment = "transition") -> Tensor:
+    def slot_log_probs(self, frames: Tensor, align: Alignment = "transition") -> Tensor:
         """Log-probabilities ``[..., n, S, C]`` of the classes; arguments as in :meth:`read`."""
         return self.read(frames, align).log_probs
 

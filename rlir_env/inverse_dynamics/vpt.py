@@ -10,13 +10,16 @@ Letters: B clips, T = F frames, S slots, C most classes of any slot.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlir_env.checkpoints import load_foreign, load_plain_pickle, load_strict, num_blocks, part_of
 from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, GameActionSpec
 from rlir_env.inverse_dynamics.base import GameActionReading, InverseDynamicsModel
 from rlir_env.inverse_dynamics.resize import resize_like_opencv
@@ -28,6 +31,8 @@ _IMPALA_BASE_CHANNELS = (16, 32, 32)
 # would start equally likely, and slots, in which the two are one class, could teach a button its
 # own opposite.
 _INITIAL_PRESSED_LOGIT = -1.0
+FRAMES_PER_STRETCH = 128
+"""Of a long video, read at once: VPT's ``timesteps``."""
 LEAST_SHARE = 1e-3
 """Share of a class that never occurs in training data, so that its logarithm is finite."""
 
@@ -112,6 +117,61 @@ class VPTConfig:
             temperature=float(pi_head_opts["temperature"]),
         )
 
+    @classmethod
+    def from_file(cls, path: str | Path) -> VPTConfig:
+        """Reads a published ``.model`` file, a pickle, without running anything in it.
+
+        Raises:
+            ValueError: If the file is no such pickle, or of another model.
+        """
+        content = load_plain_pickle(path)
+        try:
+            args = content["model"]["args"]
+            return cls.from_published(args["net"]["args"], args["pi_head_opts"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no settings of VPT's IDM: {error!r} is missing") from error
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor], **settings: Any) -> VPTConfig:
+        """Sizes of the model whose weights these are, as far as they tell.
+
+        Args:
+            weights: Under their own names.
+            **settings: Fields that no weight tells: ``num_heads`` and ``temperature``.
+        """
+        cnn, blocks = "net.img_process.cnn", "net.recurrent_layer.blocks"
+        channels = tuple(
+            weights[f"{cnn}.stacks.{n}.firstconv.layer.weight"].shape[0]
+            for n in range(num_blocks(weights, f"{cnn}.stacks"))
+        )
+        hidsize = weights["net.final_ln.weight"].shape[0]
+        # The dense layer reads all positions of the last stage; frames are square.
+        side = math.isqrt(weights[f"{cnn}.dense.norm.weight"].shape[0] // channels[-1]) * 2 ** len(channels)
+        sizes = {
+            "input_size": (side, side),
+            "conv3d_channels": weights["net.conv3d_layer.layer.weight"].shape[0],
+            "impala_channels": channels,
+            "impala_blocks": num_blocks(weights, f"{cnn}.stacks.0.blocks"),
+            "impala_outsize": weights[f"{cnn}.dense.layer.weight"].shape[0],
+            "hidsize": hidsize,
+            "num_layers": num_blocks(weights, blocks),
+            "pointwise_ratio": weights[f"{blocks}.0.mlp0.layer.weight"].shape[0] // hidsize,
+        }
+        return cls(**{**sizes, **settings})
+
+
+def idm_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The IDM's part of a file, under its own names.
+
+    Args:
+        state_dict: Of the file.
+        beside: What else may be in it.
+
+    Raises:
+        ValueError: If there is no such model, or something else beside it.
+    """
+    return part_of(state_dict, "net.conv3d_layer.layer.weight", ("net.", "pi_head."), beside)
+
 
 def _different(found: Mapping[str, Any], required: Mapping[str, Any]) -> list[str]:
     """What is missing or not as required, by name and value; of inner mappings only what they require is looked at."""
@@ -144,7 +204,7 @@ class ActionHead(nn.Module):
 class VPTInverseDynamics(InverseDynamicsModel):
     """VPT's IDM with the key names of the published weights, read in slots.
 
-    ``forward`` returns VPT's own outputs; ``log_probs`` and ``infer_game_actions`` (see the base
+    ``forward`` and ``log_probs`` return VPT's own outputs; ``slot_log_probs`` and ``infer_game_actions`` (see the base
     class) return slots. A slot of two opposed buttons takes class 1 if only the first is pressed,
     class 2 if only the second is, and class 0 for none or both. Decisions follow VPT: each button
     by itself first, then none-or-both becomes 0. This can differ from the most likely slot class:
@@ -174,6 +234,45 @@ class VPTInverseDynamics(InverseDynamicsModel):
         self.pi_head = nn.ModuleDict({"buttons": buttons, "camera": camera})
         buttons.linear_layer.bias.data[1::2] = _INITIAL_PRESSED_LOGIT * config.temperature
         self._slots = SlotProjection(spec)
+
+    @classmethod
+    def from_files(cls, model: str | Path, weights: str | Path, spec: GameActionSpec = MINECRAFT) -> VPTInverseDynamics:
+        """Builds and fills the published model, in float32.
+
+        Args:
+            model: ``4x_idm.model``, a pickle of settings; nothing in it is run.
+            weights: ``4x_idm.weights``.
+            spec: The slots to read.
+
+        Raises:
+            ValueError: If the settings are not those of VPT's IDM, or the weights do not fit them.
+        """
+        with torch.device("meta"):
+            idm = cls(VPTConfig.from_file(model), spec)
+        load_strict(idm, idm_weights(load_foreign(weights)))
+        return idm.eval()
+
+    @torch.no_grad()
+    def log_probs(self, frames: Tensor) -> dict[str, Tensor]:
+        """VPT's outputs for one video of any length, as its own code gives them.
+
+        Longer videos are read in stretches of 128 frames, the length that VPT was trained on, as its demo does; the
+        frames of a stretch see only one another.
+
+        Args:
+            frames: uint8 ``[T, H, W, 3]``, RGB.
+
+        Returns:
+            ``buttons`` ``[1, T, 20, 2]`` and ``camera`` ``[1, T, 2, 11]``, float32 log-probabilities.
+
+        Raises:
+            ValueError: If the frames have another shape or type.
+        """
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or len(frames) == 0:
+            raise ValueError(f"frames are {frames.dtype} {list(frames.shape)}; give uint8 [T, H, W, 3] of one video")
+        stretches = frames.permute(0, 3, 1, 2)[None].split(FRAMES_PER_STRETCH, dim=1)
+        buttons, camera = zip(*(self(stretch) for stretch in stretches), strict=True)
+        return {"buttons": torch.cat(buttons, dim=1), "camera": torch.cat(camera, dim=1)}
 
     @torch.no_grad()
     def start_from_class_shares(self, shares: Sequence[Sequence[float]], power: float = 1.0) -> None:

@@ -11,12 +11,15 @@ Letters: N frames, H, W frame size, c channels of a latent, h, w size of the gri
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rlir_env.checkpoints import load_foreign, load_strict, num_blocks, part_of
 from rlir_env.tokenizers.base import Tokenizer, as_unit_floats
 from rlir_env.tokenizers.kl_layers import Decoder, Encoder
 
@@ -59,6 +62,24 @@ class KLConfig:
             raise ValueError(f"frame_size {self.frame_size} must be a multiple of the stride {self.stride}")
         if not 0 < self.scale_factor < math.inf:
             raise ValueError(f"scale_factor={self.scale_factor} must be positive; use 1 to leave latents as they are")
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor], **settings: Any) -> KLConfig:
+        """Sizes of the tokenizer whose weights these are.
+
+        Args:
+            weights: Under their own names.
+            **settings: Fields that no weight tells: ``frame_size``, ``norm_num_groups`` and ``scale_factor``.
+        """
+        ch, levels = weights["encoder.conv_in.weight"].shape[0], range(num_blocks(weights, "encoder.down"))
+        widths = (weights[f"encoder.down.{n}.block.0.conv2.weight"].shape[0] for n in levels)
+        sizes = {
+            "ch": ch,
+            "ch_mult": tuple(width // ch for width in widths),
+            "num_res_blocks": num_blocks(weights, "encoder.down.0.block"),
+            "embed_dim": weights["post_quant_conv.weight"].shape[1],
+        }
+        return cls(**{**sizes, **settings})
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -114,6 +135,20 @@ class KLOutput(NamedTuple):
     latents: Tensor
 
 
+def kl_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("model.", "loss.")) -> dict[str, Tensor]:
+    """The tokenizer's part of a file, under its own names.
+
+    Args:
+        state_dict: Of the file.
+        beside: What else may be in it: a world model of NFD's family, and the loss of the tokenizer's training.
+
+    Raises:
+        ValueError: If there is no such tokenizer, or something else beside it.
+    """
+    roots = ("encoder.", "quant_conv.", "post_quant_conv.", "decoder.")
+    return part_of(state_dict, "encoder.down.0.block.0.conv1.weight", roots, beside)
+
+
 class KLTokenizer(Tokenizer):
     """A KL autoencoder with the key names of LDM (and so of NFD's and LIVE's ``vae-kl16``).
 
@@ -146,6 +181,26 @@ class KLTokenizer(Tokenizer):
         self.quant_conv = nn.Conv2d(num_moments, num_moments, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.embed_dim, 1)
         self.decoder = Decoder(*sizes, config.embed_dim, config.norm_num_groups)
+
+    @classmethod
+    def from_pretrained(
+        cls, weights: str | Path, frame_size: tuple[int, int] = (224, 384), **settings: Any
+    ) -> KLTokenizer:
+        """Builds and fills a published tokenizer, in float32; its sizes are read off its weights.
+
+        Args:
+            weights: A file of the tokenizer (``vae-kl16.ckpt``), or a checkpoint of NFD's family, which holds it, too.
+            frame_size: (H, W).
+            **settings: Further fields of `KLConfig` that no weight tells: ``scale_factor``, ``norm_num_groups``.
+
+        Raises:
+            ValueError: If there is no such tokenizer in the file, or its weights do not fit.
+        """
+        found = kl_weights(load_foreign(weights))
+        with torch.device("meta"):
+            tokenizer = cls(KLConfig.from_weights(found, frame_size=frame_size, **settings))
+        load_strict(tokenizer, found)
+        return tokenizer
 
     @property
     def code_shape(self) -> tuple[int, ...]:

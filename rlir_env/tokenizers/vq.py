@@ -10,14 +10,17 @@ Letters: N frames, K codes of a frame, D code dimension, H, W frame size, h, w s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlir_env.checkpoints import load_foreign, load_strict, num_blocks, part_of
 from rlir_env.tokenizers.base import Tokenizer, as_unit_floats
 from rlir_env.tokenizers.vq_layers import Decoder, Encoder
 
@@ -95,6 +98,25 @@ class VQConfig:
             raise ValueError(f"unknown fields {sorted(unknown)}; VQConfig has {sorted(names)}")
         return cls(**{key: config[key] for key in public & names})
 
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor], **settings: Any) -> VQConfig:
+        """Sizes of the tokenizer whose weights these are.
+
+        Args:
+            weights: Under their own names.
+            **settings: Fields that no weight tells: ``frame_size`` and ``norm_num_groups``.
+        """
+        blocks = "encoder.down_blocks"
+        levels = range(num_blocks(weights, blocks))
+        sizes = {
+            "block_out_channels": tuple(weights[f"{blocks}.{n}.resnets.0.conv2.weight"].shape[0] for n in levels),
+            "layers_per_block": num_blocks(weights, f"{blocks}.0.resnets"),
+            "latent_channels": weights["quant_conv.weight"].shape[1],
+            "num_vq_embeddings": weights["quantize.embedding.weight"].shape[0],
+            "vq_embed_dim": weights["quantize.embedding.weight"].shape[1],
+        }
+        return cls(**{**sizes, **settings})
+
 
 class VQOutput(NamedTuple):
     """What the differentiable pass returns.
@@ -115,6 +137,22 @@ class VQOutput(NamedTuple):
     codebook_loss: Tensor
     codes: Tensor
     latents: Tensor
+
+
+def vq_weights(
+    state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("transformer.", "loss.")
+) -> dict[str, Tensor]:
+    """The tokenizer's part of a file, under its own names.
+
+    Args:
+        state_dict: Of the file.
+        beside: What else may be in it: MineWorld's transformer, and the loss of the tokenizer's training.
+
+    Raises:
+        ValueError: If there is no such tokenizer, or something else beside it.
+    """
+    roots = ("encoder.", "quant_conv.", "quantize.", "post_quant_conv.", "decoder.")
+    return part_of(state_dict, "quantize.embedding.weight", roots, beside)
 
 
 class VQTokenizer(Tokenizer):
@@ -142,6 +180,23 @@ class VQTokenizer(Tokenizer):
     def from_config(cls, config: Mapping[str, Any]) -> VQTokenizer:
         """Builds an untrained model from our own or a diffusers config, as a dict."""
         return cls(VQConfig.from_dict(config))
+
+    @classmethod
+    def from_pretrained(cls, config: Mapping[str, Any] | str | Path, weights: str | Path) -> VQTokenizer:
+        """Builds and fills a published tokenizer, in float32.
+
+        Args:
+            config: A diffusers config as a dict, or the path of its ``config.json``.
+            weights: A file of the tokenizer, or one of MineWorld's checkpoints, which hold it, too.
+
+        Raises:
+            ValueError: If the config asks for another architecture, or the weights do not fit.
+        """
+        fields = config if isinstance(config, Mapping) else json.loads(Path(config).read_text())
+        with torch.device("meta"):
+            tokenizer = cls.from_config(fields)
+        load_strict(tokenizer, vq_weights(load_foreign(weights)))
+        return tokenizer
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Maps float frames ``[N, 3, H, W]`` in [0, 1] to codes ``[N, K]``."""

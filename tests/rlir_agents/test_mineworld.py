@@ -1,14 +1,17 @@
 """MineWorld's transformer: published outputs, names and sizes, an independent Llama, and decoding with a cache."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlir_agents.world_models import MineWorld, MineWorldConfig, TokenSampler, nucleus
+from rlir_agents.world_models import MineWorld, MineWorldConfig, TokenSampler, load_world_model, nucleus
 from rlir_agents.world_models.kv_cache import KVCache, PlainLayerCache
 from rlir_agents.world_models.layers import causal_attention
+from rlir_agents.world_models.loading import mineworld_config
+from rlir_env.checkpoints import save_safetensors
 from rlir_env.noise import counter_uniform
 
 PUBLISHED = {
@@ -49,6 +52,48 @@ def test_published_outputs(fixtures_dir: Path) -> None:
         everywhere = model(inputs["seq"])
     torch.testing.assert_close(selected, expected["logits_sel"], atol=1e-4, rtol=0)
     assert torch.equal(everywhere[..., :8192].argmax(-1), expected["argmax_8192"])
+
+
+def test_a_published_file_gives_the_outputs_of_the_reference(fixtures_dir: Path, tmp_path: Path) -> None:
+    fixture = torch.load(fixtures_dir / "mineworld_lm.pt", weights_only=True)
+    # As published: half precision, under state_dict, with the tokenizer beside the transformer.
+    weights = fixture["state_dict"] | {"tokenizer.model.quant_conv.bias": torch.zeros(4)}
+    torch.save({"state_dict": weights}, tmp_path / "lm.ckpt")
+    sizes = {key: value for key, value in fixture["config"].items() if key in MineWorldConfig.__dataclass_fields__}
+    config = {**sizes, "torch_dtype": "bfloat16", "hidden_act": "silu"}
+    with pytest.warns(UserWarning, match="left out: .*torch_dtype"):
+        model = load_world_model(tmp_path / "lm.ckpt", config)
+    inputs, expected = fixture["inputs"], fixture["outputs"]
+    with torch.no_grad():
+        selected = model(inputs["seq"], inputs["logit_positions"])
+    torch.testing.assert_close(selected, expected["logits_sel"], atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="tie_word_embeddings=False only, the config asks for True"):
+        load_world_model(tmp_path / "lm.ckpt", {"tie_word_embeddings": True})
+    with pytest.raises(ValueError, match=r"of another shape: .*mlp.down_proj"):
+        load_world_model(tmp_path / "lm.ckpt", {**sizes, "intermediate_size": 96})
+    torch.save({"lpips.weight": torch.ones(1), **weights}, tmp_path / "lm.ckpt")
+    with pytest.raises(ValueError, match="belong to nothing that is known: lpips.weight"):
+        load_world_model(tmp_path / "lm.ckpt", sizes)
+
+
+def test_sizes_are_read_off_the_weights() -> None:
+    for config, _ in PUBLISHED.values():
+        with torch.device("meta"):
+            weights = MineWorld(config).state_dict()
+        assert mineworld_config(weights) == config
+
+
+def test_own_files_say_their_sizes_themselves(tmp_path: Path) -> None:
+    model = small_model()
+    save_safetensors(tmp_path / "a.safetensors", model, {"class": "MineWorld", "sizes": asdict(model.config)})
+    loaded = load_world_model(tmp_path / "a.safetensors")
+    assert loaded.config == model.config
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="leave out config"):
+        load_world_model(tmp_path / "a.safetensors", {})
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="no world model that is known here: `rlir inspect"):
+        load_world_model(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -23,6 +23,21 @@ def fixture(fixtures_dir):
     return torch.load(fixtures_dir / "kl_vae.pt", weights_only=True)
 
 
+def test_published_files_say_their_sizes(fixture, tmp_path):
+    frame_size, scale = tuple(fixture["inputs"]["image"].shape[-2:]), fixture["config"]["scale_factor"]
+    for prefix, beside in (("", {}), ("tokenizer.", {"model.x_embedder.proj.weight": torch.ones(1)})):
+        weights = {prefix + key: tensor for key, tensor in fixture["state_dict"].items()}
+        torch.save({"state_dict": weights | beside}, tmp_path / "vae-kl16.ckpt")
+        tokenizer = KLTokenizer.from_pretrained(tmp_path / "vae-kl16.ckpt", frame_size, scale_factor=scale)
+        for name in ("ch", "ch_mult", "num_res_blocks", "embed_dim"):
+            expected = fixture["config"][name]
+            assert getattr(tokenizer.config, name) == (tuple(expected) if name == "ch_mult" else expected)
+        decoded = tokenizer.decode(fixture["outputs"]["latent"])
+        torch.testing.assert_close(
+            2 * decoded - 1, fixture["outputs"]["decoded_sample"].clamp(-1, 1), atol=2e-5, rtol=0
+        )
+
+
 @pytest.fixture(scope="module")
 def published(fixture):
     config = fixture["config"]

@@ -59,7 +59,7 @@ def test_idm_reads_the_frame_after_the_action():
     # MineWorld's protocol drops the first frame: reading j is of generated frame j + 1, the last
     # of itself.
     assert idm.infer_game_actions(frames[:, 1:], "mineworld").tolist() == [[[1, 1], [1, 1]]]
-    log_probs = idm.log_probs(frames)
+    log_probs = idm.slot_log_probs(frames)
     # One vote and 0.01 free ones a class: 1.01 / 1.03 of three classes; `jump` has no third class.
     assert log_probs[0, 0, 0, 2].item() == pytest.approx(math.log(1.01 / 1.03), rel=1e-4)
     assert log_probs[0, 0, 1, 2].item() == -math.inf

@@ -2,6 +2,8 @@
 
 import json
 import math
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +72,51 @@ def test_slots_of_the_reference(fixture, fixture_idm):
     assert torch.equal(slots[:, MINECRAFT.index("attack")], pred["attack"][0])
     bins = torch.from_numpy(VPT_CAMERA.encode(pred["camera"][0].numpy()))
     assert torch.equal(slots[:, [MINECRAFT.index("pitch"), MINECRAFT.index("yaw")]], bins.long())
+
+
+@pytest.fixture
+def published_files(fixture, tmp_path) -> tuple[Path, Path]:
+    """Files as OpenAI publishes them: a pickle of settings, and a bare state dict."""
+    args = {"net": {"args": fixture["config"]["net"]}, "pi_head_opts": fixture["config"]["pi_head_opts"]}
+    content = {"version": 1361, "model": {"function": "ypt.model.inverse_action_model:create", "args": args}}
+    (tmp_path / "4x_idm.model").write_bytes(pickle.dumps(content))
+    torch.save(fixture["state_dict"], tmp_path / "4x_idm.weights")
+    return tmp_path / "4x_idm.model", tmp_path / "4x_idm.weights"
+
+
+def test_published_files_give_the_outputs_of_the_reference(fixture, published_files):
+    idm = VPTInverseDynamics.from_files(*published_files)
+    outputs = idm.log_probs(fixture["inputs"]["frames_uint8"])
+    for name, expected in fixture["outputs"]["log_probs"].items():
+        torch.testing.assert_close(outputs[name], expected, atol=1e-4, rtol=0)
+    assert idm.config == VPTConfig.from_file(published_files[0])
+    heads = {"num_heads": idm.config.num_heads, "temperature": idm.config.temperature}
+    assert VPTConfig.from_weights(fixture["state_dict"], **heads) == idm.config
+
+
+def test_published_files_that_do_not_fit_are_refused(fixture, published_files):
+    model, weights = published_files
+    del fixture["state_dict"]["net.final_ln.bias"]
+    torch.save(fixture["state_dict"], weights)
+    with pytest.raises(ValueError, match="missing: net.final_ln.bias"):
+        VPTInverseDynamics.from_files(model, weights)
+    torch.save({"optimizer.a": torch.ones(1), **fixture["state_dict"]}, weights)
+    with pytest.raises(ValueError, match=r"1 tensors belong to nothing that is known: optimizer\.a"):
+        VPTInverseDynamics.from_files(model, weights)
+    model.write_bytes(pickle.dumps({"model": {"function": "ypt.model.policy:create"}}))
+    with pytest.raises(ValueError, match="holds no settings of VPT's IDM: KeyError\\('args'\\) is missing"):
+        VPTInverseDynamics.from_files(model, weights)
+
+
+def test_long_videos_are_read_in_stretches(small_idm):
+    frames = torch.randint(0, 256, (300, 12, 20, 3), dtype=torch.uint8)
+    outputs = small_idm.log_probs(frames)
+    assert outputs["buttons"].shape == (1, 300, 20, 2) and outputs["camera"].shape == (1, 300, 2, 11)
+    for start, end in ((0, 128), (128, 256), (256, 300)):  # a stretch is read as if it were alone
+        alone = small_idm.log_probs(frames[start:end])
+        torch.testing.assert_close(outputs["buttons"][:, start:end], alone["buttons"])
+    with pytest.raises(ValueError, match=r"give uint8 \[T, H, W, 3\]"):
+        small_idm.log_probs(frames.permute(0, 3, 1, 2))
 
 
 def test_published_shapes(fixtures_dir):
@@ -167,7 +214,7 @@ def test_other_games_start_from_their_class_shares(slots):
     idm = VPTInverseDynamics(SMALL, spec)
     shares = [[0.1] * (n - 1) + [1 - 0.1 * (n - 1)] for n in spec.num_classes]
     idm.start_from_class_shares(shares)
-    log_probs = idm.log_probs(torch.rand(1, 3, 3, 12, 20))
+    log_probs = idm.slot_log_probs(torch.rand(1, 3, 3, 12, 20))
     assert log_probs.shape == (1, 2, len(slots), max(spec.num_classes))
     for slot, row in enumerate(shares):
         # A pair's buttons are independent of one another: .1 left and .8 right give .1 * .2, .8 * .9 and the rest.
@@ -194,7 +241,7 @@ def test_slots_that_vpt_cannot_read_are_named(slot, message):
 
 def test_contract_of_the_readings(small_idm):
     frames = torch.rand(2, 3, 6, 3, 12, 20)
-    log_probs = small_idm.log_probs(frames)
+    log_probs = small_idm.slot_log_probs(frames)
     assert log_probs.shape == (2, 3, 5, 9, 11) and log_probs.dtype == torch.float32
     assert not log_probs.requires_grad
     counts = torch.tensor(MINECRAFT.num_classes)
@@ -203,19 +250,19 @@ def test_contract_of_the_readings(small_idm):
     inferred = small_idm.infer_game_actions(frames)
     assert inferred.dtype == torch.int64 and (inferred < counts).all() and len(inferred.unique()) > 3
     # One clip alone, without batch dimension, reads the same.
-    torch.testing.assert_close(small_idm.log_probs(frames[1, 2]), log_probs[1, 2])
+    torch.testing.assert_close(small_idm.slot_log_probs(frames[1, 2]), log_probs[1, 2])
     with pytest.raises(ValueError, match="align"):
-        small_idm.log_probs(frames, align="offline")
+        small_idm.slot_log_probs(frames, align="offline")
     with pytest.raises(ValueError, match="at least 2 frames"):
-        small_idm.log_probs(frames[:, :, :1])
+        small_idm.slot_log_probs(frames[:, :, :1])
 
 
 def test_alignments(small_idm):
     frames = torch.rand(2, 6, 3, 12, 20)
-    mineworld = small_idm.log_probs(frames[:, 1:], align="mineworld")
+    mineworld = small_idm.slot_log_probs(frames[:, 1:], align="mineworld")
     assert mineworld.shape == (2, 5, 9, 11)
     # On the same frames the two differ only in the last reading, which has no next frame.
-    transition = small_idm.log_probs(frames[:, 1:], align="transition")
+    transition = small_idm.slot_log_probs(frames[:, 1:], align="transition")
     assert torch.equal(mineworld[:, :-1], transition)
 
 
@@ -258,13 +305,13 @@ def test_chunks_are_counted_in_pixels_of_the_network(input_size, frame_size, chu
 
 def test_inputs_of_other_types_and_sizes(small_idm):
     frames = torch.randint(0, 256, (1, 4, 3, 24, 36), dtype=torch.uint8)
-    log_probs = small_idm.log_probs(frames)
-    assert torch.equal(small_idm.log_probs(frames.float() / 255), log_probs)
+    log_probs = small_idm.slot_log_probs(frames)
+    assert torch.equal(small_idm.slot_log_probs(frames.float() / 255), log_probs)
     resized = resize_like_opencv(frames, (12, 20))
-    torch.testing.assert_close(small_idm.log_probs(resized.float() / 255), log_probs)
+    torch.testing.assert_close(small_idm.slot_log_probs(resized.float() / 255), log_probs)
     # At the right size nothing is quantised: a step below one grey level is seen.
     nudged = (resized.float() / 255 + 1e-3).clamp(0, 1)
-    assert not torch.equal(small_idm.log_probs(nudged), small_idm.log_probs(resized))
+    assert not torch.equal(small_idm.slot_log_probs(nudged), small_idm.slot_log_probs(resized))
 
 
 def test_slot_nll(small_idm):
@@ -272,7 +319,7 @@ def test_slot_nll(small_idm):
     game_action = torch.stack([torch.randint(0, n, (2, 4)) for n in MINECRAFT.num_classes], dim=-1)
     nll = small_idm.slot_nll(frames, game_action)
     assert nll.shape == (2, 4, 9)
-    expected = -small_idm.log_probs(frames)[1, 2, 3, game_action[1, 2, 3]]
+    expected = -small_idm.slot_log_probs(frames)[1, 2, 3, game_action[1, 2, 3]]
     assert nll[1, 2, 3].item() == pytest.approx(expected.item(), abs=1e-5)
     nll.mean().backward()
     without_gradient = {n for n, p in small_idm.named_parameters() if p.grad is None}
@@ -294,13 +341,13 @@ def test_what_the_prior_explains_need_not_be_learnt():
     for power, probability in ((1.0, 0.1), (0.0, 0.5)):
         idm = VPTInverseDynamics(SMALL)
         idm.start_from_class_shares(shares, power)
-        assert idm.log_probs(frames)[0, 0, jump, 1].exp().item() == pytest.approx(probability, abs=0.02)
+        assert idm.slot_log_probs(frames)[0, 0, jump, 1].exp().item() == pytest.approx(probability, abs=0.02)
     assert idm.slot_nll(frames, game_action, log_prior)[0, 0, jump].exp().item() == pytest.approx(10, rel=0.2)
 
 
 def test_a_fresh_model_expects_nothing_pressed():
     idm = VPTInverseDynamics(SMALL)
-    probs = idm.log_probs(torch.rand(1, 2, 3, 12, 20)).exp()
+    probs = idm.slot_log_probs(torch.rand(1, 2, 3, 12, 20)).exp()
     # sigmoid(-1) = .269, up to the small random weights of the head
     pressed = 1 / (1 + math.e)
     assert probs[..., MINECRAFT.index("jump"), 1].item() == pytest.approx(pressed, abs=0.02)
@@ -309,9 +356,9 @@ def test_a_fresh_model_expects_nothing_pressed():
 def test_runs_under_bfloat16_autocast(small_idm):
     frames = torch.rand(2, 5, 3, 12, 20)
     with torch.autocast("cpu", torch.bfloat16):
-        log_probs = small_idm.log_probs(frames)
+        log_probs = small_idm.slot_log_probs(frames)
     assert log_probs.dtype == torch.float32
-    assert (log_probs.exp() - small_idm.log_probs(frames).exp()).abs().mean() < 0.01
+    assert (log_probs.exp() - small_idm.slot_log_probs(frames).exp()).abs().mean() < 0.01
 
 
 def test_learns_to_read_a_transition():

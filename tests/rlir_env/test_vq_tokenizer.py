@@ -7,6 +7,7 @@ import torch
 
 from rlir_env.checkpoints import load_strict
 from rlir_env.tokenizers import CodebookUpdater, Tokenizer, VQConfig, VQTokenizer, code_perplexity
+from rlir_env.tokenizers.vq import vq_weights
 
 TINY = {
     "block_out_channels": (8, 16, 24),
@@ -57,6 +58,24 @@ def test_equals_diffusers(diffusers_model):
 def test_reads_the_config_of_diffusers(diffusers_model):
     config = {**diffusers_model.config, "_class_name": "VQModel"}
     assert VQConfig.from_dict({**config, "frame_size": [16, 24]}) == VQConfig((16, 24), (8, 16, 24), 2, 6, 64, 5, 4)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "tokenizer.model."])
+def test_published_files(diffusers_model, tmp_path, prefix):
+    weights = {prefix + key: tensor for key, tensor in tiny_tokenizer().state_dict().items()}
+    torch.save({"state_dict": weights | {"loss.discriminator.weight": torch.ones(1)}}, tmp_path / "vae.ckpt")
+    config = {**diffusers_model.config, "frame_size": [16, 24]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    frames = torch.rand(2, 3, 16, 24)
+    for given in (config, tmp_path / "config.json"):
+        tokenizer = VQTokenizer.from_pretrained(given, tmp_path / "vae.ckpt")
+        assert torch.equal(tokenizer.encode(frames), tiny_tokenizer().encode(frames))
+    sizes = VQConfig.from_weights(vq_weights(weights), frame_size=(16, 24), norm_num_groups=4)
+    assert VQTokenizer(sizes).state_dict().keys() == tokenizer.state_dict().keys()
+    assert sizes.code_dim == tokenizer.config.code_dim and sizes.num_vq_embeddings == tokenizer.num_codes
+    torch.save({**weights, "lpips.weight": torch.ones(1)}, tmp_path / "vae.ckpt")
+    with pytest.raises(ValueError, match="belong to nothing that is known: lpips.weight"):
+        VQTokenizer.from_pretrained(config, tmp_path / "vae.ckpt")
 
 
 @pytest.mark.parametrize(

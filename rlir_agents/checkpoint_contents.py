@@ -1,0 +1,197 @@
+"""What a weight file is: whose models it holds, of which sizes, whether every tensor fits, and what reads it.
+
+Nothing is built: models stand on the meta device, and tensors stay in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlir_agents.world_models.loading import mineworld_config, mineworld_weights, nfd_config, nfd_weights
+from rlir_agents.world_models.mineworld import MineWorld
+from rlir_agents.world_models.nfd import NFD
+from rlir_env.checkpoints import check_weights, is_own_file, load_foreign, load_safetensors
+from rlir_env.inverse_dynamics.vpt import VPTConfig, VPTInverseDynamics, idm_weights
+from rlir_env.tokenizers.kl import KLConfig, KLTokenizer, kl_weights
+from rlir_env.tokenizers.vq import VQConfig, VQTokenizer, vq_weights
+
+_ANYTHING = ("",)  # beside a model: what belongs to no model is listed, not refused
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of published model.
+
+    Attributes:
+        name: What people call it.
+        select: Its weights under their own names; a ValueError where there is none.
+        build: The model whose weights these are, its sizes read off them.
+        reader: What reads it, with ``{path}`` for the file.
+    """
+
+    name: str
+    select: Callable[..., dict[str, Tensor]]
+    build: Callable[[Mapping[str, Tensor]], nn.Module]
+    reader: str
+
+
+_KINDS = (
+    _Kind(
+        "MineWorld's transformer",
+        mineworld_weights,
+        lambda weights: MineWorld(mineworld_config(weights)),
+        "rlir_agents.world_models.load_world_model('{path}')",
+    ),
+    _Kind(
+        "a world model of NFD's family",
+        nfd_weights,
+        lambda weights: NFD(nfd_config(weights)),
+        "rlir_agents.world_models.load_world_model('{path}')",
+    ),
+    _Kind(
+        "MineWorld's VQ tokenizer",
+        vq_weights,
+        lambda weights: VQTokenizer(VQConfig.from_weights(weights)),
+        "rlir_env.tokenizers.VQTokenizer.from_pretrained('config.json', '{path}')",
+    ),
+    _Kind(
+        "a KL tokenizer of latent diffusion",
+        kl_weights,
+        lambda weights: KLTokenizer(KLConfig.from_weights(weights)),
+        "rlir_env.tokenizers.KLTokenizer.from_pretrained('{path}')",
+    ),
+    _Kind(
+        "VPT's inverse dynamics model",
+        idm_weights,
+        lambda weights: VPTInverseDynamics(VPTConfig.from_weights(weights)),
+        "rlir_env.inverse_dynamics.VPTInverseDynamics.from_files('4x_idm.model', '{path}')",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model of a file.
+
+    Attributes:
+        name: Which.
+        sizes: That build it, by name.
+        num_tensors: In the file.
+        num_parameters: Numbers in these.
+        dtypes: In which they are stored.
+        reader: What reads it; None for settings and for what does not fit.
+        problem: Why it cannot be read; None if every tensor fits.
+    """
+
+    name: str
+    sizes: dict[str, Any]
+    num_tensors: int
+    num_parameters: int
+    dtypes: tuple[str, ...]
+    reader: str | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class FileContents:
+    """Everything in a file.
+
+    Attributes:
+        path: The file.
+        parts: The models in it.
+        unread: Tensors that belong to none of them.
+    """
+
+    path: Path
+    parts: tuple[Part, ...]
+    unread: tuple[str, ...] = ()
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether there is a model, and every model fits."""
+        return bool(self.parts) and all(part.problem is None for part in self.parts)
+
+    def to_text(self) -> str:
+        """For the console."""
+        lines = [f"{self.path}: {self.path.stat().st_size / 1e6:,.1f} MB"]
+        for part in self.parts:
+            lines += ["", part.name]
+            if part.num_tensors:
+                types = ", ".join(part.dtypes)
+                lines.append(f"  {part.num_tensors} tensors, {part.num_parameters:,} parameters in {types}")
+            lines += [f"  {key}: {value}" for key, value in part.sizes.items()]
+            if part.problem is None and part.num_tensors:
+                lines.append("  every tensor of the model is in the file, and has its shape")
+            lines.append(f"  does not fit: {part.problem}" if part.problem else f"  read it with {part.reader}")
+        if self.unread:
+            shown = ", ".join(self.unread[:10]) + (", ..." if len(self.unread) > 10 else "")
+            lines += ["", f"{len(self.unread)} tensors belong to no model that is known here: {shown}"]
+        return "\n".join(lines)
+
+
+def read_contents(path: str | Path) -> FileContents:
+    """Look into a file.
+
+    Args:
+        path: Weights in any of the formats of `rlir_env.checkpoints`, or settings of VPT's IDM (``.model``).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or neither weights nor settings.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix == ".model":
+        return FileContents(path, (_settings(path),))
+    if is_own_file(path):
+        return FileContents(path, (_own(path),))
+    state_dict = load_foreign(path)
+    parts, claimed = [], set()
+    for kind in _KINDS:
+        try:
+            weights = kind.select(state_dict, beside=_ANYTHING)
+        except ValueError:
+            continue
+        parts.append(_part(kind, weights, path))
+        claimed |= {id(tensor) for tensor in weights.values()}
+    unread = tuple(sorted(key for key, tensor in state_dict.items() if id(tensor) not in claimed))
+    return FileContents(path, tuple(parts), unread)
+
+
+def _part(kind: _Kind, weights: dict[str, Tensor], path: Path) -> Part:
+    sizes: dict[str, Any] = {}
+    try:
+        with torch.device("meta"):
+            model: Any = kind.build(weights)
+        sizes = asdict(model.config)
+        check_weights(model, weights)
+    except (ValueError, KeyError) as error:
+        problem = f"there is no tensor {error}" if isinstance(error, KeyError) else str(error)
+        return Part(kind.name, sizes, *_counts(weights), reader=None, problem=problem)
+    return Part(kind.name, sizes, *_counts(weights), reader=kind.reader.format(path=path))
+
+
+def _own(path: Path) -> Part:
+    weights, facts = load_safetensors(path)
+    name = f"{facts.get('class', 'weights')} of this package"
+    # Post-trained policies and base models alike are put among assets, or named in a config.
+    reader = f"world_model=checkpoint world_model.path={path}, or `rlir ship` of the folder it was made in"
+    return Part(name, facts.get("sizes", {}), *_counts(weights), reader=reader)
+
+
+def _settings(path: Path) -> Part:
+    config = VPTConfig.from_file(path)
+    reader = f"rlir_env.inverse_dynamics.VPTInverseDynamics.from_files('{path}', '4x_idm.weights')"
+    return Part("settings of VPT's inverse dynamics model", asdict(config), 0, 0, (), reader)
+
+
+def _counts(weights: Mapping[str, Tensor]) -> tuple[int, int, tuple[str, ...]]:
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}
+    return len(weights), sum(tensor.numel() for tensor in weights.values()), tuple(sorted(dtypes))
