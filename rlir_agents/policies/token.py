@@ -55,6 +55,7 @@ class TokenPolicy(TensorDictModuleBase):
         temperature: float = 1.0,
         top_p: float = 1.0,
         deterministic: bool = False,
+        top_k: int | None = None,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         """Wrap a world model.
@@ -66,6 +67,7 @@ class TokenPolicy(TensorDictModuleBase):
             temperature: Divides the logits.
             top_p: See `TokenSampler`.
             deterministic: Take the most probable code instead of sampling.
+            top_k: See `TokenSampler`.
             autocast_dtype: See above.
 
         Raises:
@@ -88,7 +90,7 @@ class TokenPolicy(TensorDictModuleBase):
         self.world_model = world_model
         self.layout = layout
         self.tokens_per_step = layout.tokens_per_step(tokens_per_step)
-        self.sampler = TokenSampler(temperature, top_p, deterministic)
+        self.sampler = TokenSampler(temperature, top_p, deterministic, top_k)
         self.autocast_dtype = autocast_dtype
         self._decoder = Decoder(self.sampler, autocast_dtype)
 

@@ -1,24 +1,31 @@
 """The one loop that samples visual tokens from a world model (Eq. 4), with a cache, for policies and for evaluation.
 
 Tokens are read once each; siblings share one reading of their prompt. What a video's prompt and words are, and what a
-video is worth, is *not* known here.
+video is worth, is *not* known here. :func:`generate` is MineWorld's offline inference, its parallel decoding included.
 
 Letters: B rows, L sequence length, K tokens of a frame, A word length, F frames, n known tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel
+from rlir_agents.world_models.diagonal_decoding import diagonal_schedule, generate_diagonally
 from rlir_agents.world_models.kv_cache import KVCache
+from rlir_agents.world_models.mineworld import MineWorld
+from rlir_agents.world_models.positioned_cache import PositionedCache
 from rlir_agents.world_models.sampling import TokenSampler
 from rlir_agents.world_models.weights_version import weights_version
 from rlir_env.layout import TokenLayout
 from rlir_env.noise import counter_uniform
+
+PUBLISHED_SAMPLER = TokenSampler(top_p=0.8)
+"""MineWorld's own choice, in its paper and where its code is told nothing."""
 
 
 @dataclass
@@ -140,6 +147,70 @@ class Decoder:
             return reading.cache
         del reading
         return weights.new_cache(*token.shape)
+
+
+def generate(
+    model: MineWorld,
+    prompt_token: Tensor,
+    action_token: Tensor,
+    decoding: Literal["naive", "image_diagonal", "video_diagonal"] = "naive",
+    window: int = 2,
+    greedy: bool = False,
+    *,
+    sampler: TokenSampler = PUBLISHED_SAMPLER,
+    grid_size: tuple[int, int] = (14, 24),
+    seed: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    cache: PositionedCache | None = None,
+) -> Tensor:
+    """Continue videos as MineWorld's own code does (its sections 4.4, 4.5 and 4.7 on the reference page).
+
+    Word j of ``action_token`` stands between frames j and j + 1, whichever line of a recording it was made from:
+    between frame and line there is an offset of one between MineWorld's benchmark and VPT's recordings
+    (`rlir_env.recordings`).
+
+    Args:
+        model: The generator.
+        prompt_token: Codes of the given frame, integer ``[B, K]``.
+        action_token: Ids of the action words, integer ``[B, F, A]``: one for each frame to be made.
+        decoding: ``"naive"`` samples one code after another from the model's own distribution, the others many at a
+            time from an approximation of it, see `diagonal_decoding`.
+        window: Of the latter two: by how many columns a row trails the one above.
+        greedy: Take the most probable code every time.
+        sampler: How a code is chosen otherwise; by default MineWorld's top-p of 0.8.
+        grid_size: Rows and columns of a frame's codes.
+        seed: Of the noise, long ``[B]``; None takes 0 .. B - 1.
+        dtype: Of matrix products and cache; None takes the weights' own.
+        cache: Of the last call, for diagonal decoding that sees its remains, as the published script does from its
+            second video on; None starts with an empty one.
+
+    Returns:
+        Codes, long ``[B, F K]``, in raster order.
+
+    Raises:
+        ValueError: if shapes, window or kind of decoding do not fit, or the video is too long for the model.
+    """
+    (num_rows, num_codes), (num_frames, word_length) = prompt_token.shape, action_token.shape[1:]
+    layout = TokenLayout(num_codes, num_frames + 1, word_length)
+    if layout.sequence_length > model.max_length:
+        raise ValueError(
+            f"{num_frames} frames are {layout.sequence_length} tokens, more than max_position_embeddings="
+            f"{model.max_length}: generate fewer, or take a model made for longer videos"
+        )
+    device = prompt_token.device
+    seed = torch.arange(num_rows, device=device) if seed is None else seed
+    sampler = replace(sampler, is_deterministic=greedy)
+    token = torch.zeros(num_rows, layout.sequence_length, dtype=torch.long, device=device)
+    token[:, :num_codes] = prompt_token
+    token[:, layout.word_positions.to(device)] = action_token.long()
+    if decoding == "naive":
+        Decoder(sampler, dtype).generate(model, token, action_token, layout, seed)
+    else:
+        weights = model.decoding_weights(next(model.parameters()).dtype if dtype is None else dtype)
+        schedule = diagonal_schedule(layout, grid_size, window, decoding)
+        cache = weights.new_positioned_cache(num_rows, layout.sequence_length) if cache is None else cache
+        generate_diagonally(weights, token, layout, schedule, sampler, seed, cache)
+    return token[:, layout.action_positions.to(device)]
 
 
 def _continues(reading: _Reading, world_model: TokenWorldModel, token: Tensor, num_known: int) -> bool:

@@ -8,6 +8,7 @@ Letters: B rows, L sequence length, n positions, h hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +20,7 @@ from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel
 from rlir_agents.world_models.cpu_cache import new_cache
 from rlir_agents.world_models.kv_cache import KVCache
 from rlir_agents.world_models.layers import (
+    Attend,
     LayerWeights,
     Rotary,
     causal_attention,
@@ -26,6 +28,7 @@ from rlir_agents.world_models.layers import (
     rms_norm,
     rotary_table,
 )
+from rlir_agents.world_models.positioned_cache import PositionedCache
 
 
 @dataclass(frozen=True)
@@ -153,17 +156,39 @@ class MineWorldDecoding(DecodingWeights):
         shape = (num_rows, config.num_key_value_heads, max_length, config.head_dim)
         return new_cache(config.num_hidden_layers, shape, self.dtype, self.device)
 
+    def new_positioned_cache(self, num_rows: int, max_length: int) -> PositionedCache:
+        """An empty cache for tokens that are not read in order."""
+        config = self.config
+        shape = (num_rows, config.num_key_value_heads, max_length, config.head_dim)
+        return PositionedCache(config.num_hidden_layers, shape, self.dtype, self.device)
+
     @torch.no_grad()
     def feed(self, token: Tensor, cache: KVCache) -> Tensor:
         """Append tokens and score the codes that may follow, ``[B, num_codes]``; see the base class."""
         start, end = cache.length, cache.length + token.shape[1]
         _check_length(end, self.config.max_position_embeddings)
-        rotary = Rotary(self.rotary.cos[start:end], self.rotary.sin[start:end])
+        positions = torch.arange(start, end, device=self.device)
+        return self.feed_at(token, positions, [layer.attend for layer in cache.layers], [-1]).squeeze(1)
+
+    @torch.no_grad()
+    def feed_at(self, token: Tensor, positions: Tensor, attend: Sequence[Attend], wanted: Sequence[int]) -> Tensor:
+        """Read tokens anywhere in a sequence.
+
+        Args:
+            token: Ids ``[B, n]``.
+            positions: Theirs, long ``[n]``.
+            attend: Of every layer; writes keys and values, and decides what is seen.
+            wanted: Where logits are wanted, m indices into ``positions``.
+
+        Returns:
+            Logits ``[B, m, num_codes]`` of what follows.
+        """
+        rotary = Rotary(self.rotary.cos[positions], self.rotary.sin[positions])
         eps = self.config.rms_norm_eps
         x = F.embedding(token, self.embedding)
-        for weights, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x = layer_forward(x, weights, rotary, layer_cache.attend, self.dtype, eps)
-        return F.linear(rms_norm(x[:, -1], self.norm, eps).to(self.dtype), self.head)
+        for weights, attend_of_layer in zip(self.layers, attend, strict=True):
+            x = layer_forward(x, weights, rotary, attend_of_layer, self.dtype, eps)
+        return F.linear(rms_norm(x[:, list(wanted)], self.norm, eps).to(self.dtype), self.head)
 
 
 class _Llama(nn.Module):

@@ -30,11 +30,14 @@ class TokenSampler:
         top_p: Keep a code iff the mass strictly before it, in descending order, is at most this; so the crossing code
             stays, and at least one does (MineWorld's rule).
         is_deterministic: Take the most probable code instead of drawing.
+        top_k: Keep the codes whose logit is not below the k-th largest, so with ties more than k; None keeps every
+            code. Not together with ``top_p``.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     is_deterministic: bool = False
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -43,6 +46,8 @@ class TokenSampler:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every code")
+        if self.top_k is not None and (self.top_k < 1 or self.top_p < 1):
+            raise ValueError(f"top_k={self.top_k} with top_p={self.top_p}: give a number from 1 on, or top_p, not both")
 
     def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Choose a code by the inverse of the cumulative distribution.
@@ -54,9 +59,10 @@ class TokenSampler:
         Returns:
             Code ``[...]`` int64 and its log-probability ``[...]`` float32.
         """
-        probs = torch.softmax(logits.float() / self.temperature, dim=-1)
-        if self.top_p < 1:
-            probs = torch.where(nucleus(probs, self.top_p), probs, 0.0)
+        logits = logits.float() / self.temperature
+        probs = torch.softmax(logits, dim=-1)
+        if self._truncates:
+            probs = torch.where(self._is_kept(logits, probs), probs, 0.0)
         cumulative = probs.cumsum(-1)
         total = cumulative[..., -1:]
         if self.is_deterministic:
@@ -78,12 +84,22 @@ class TokenSampler:
             float32 ``[..., V]``, ``-inf`` where truncated.
         """
         logits = logits.float() / self.temperature
-        if self.top_p == 1:
+        if not self._truncates:
             return logits
-        is_kept = nucleus(logits.detach().softmax(-1), self.top_p)
+        is_kept = self._is_kept(logits.detach(), logits.detach().softmax(-1))
         if taken is not None:
             is_kept = is_kept.scatter(-1, taken[..., None], True)
         return logits.masked_fill(~is_kept, -torch.inf)
+
+    @property
+    def _truncates(self) -> bool:
+        return self.top_p < 1 or self.top_k is not None
+
+    def _is_kept(self, logits: Tensor, probs: Tensor) -> Tensor:
+        """Which codes may be drawn, bool ``[..., V]``."""
+        if self.top_k is None:
+            return nucleus(probs, self.top_p)
+        return logits >= logits.topk(min(self.top_k, logits.shape[-1])).values[..., -1:]
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

@@ -246,7 +246,17 @@ def test_crossing_code_is_kept_and_renormalised() -> None:
     torch.testing.assert_close(taken, torch.tensor([0.5, 0.3, 0, 0.05]) / 0.85)
 
 
-@pytest.mark.parametrize("sampler", [TokenSampler(), TokenSampler(0.5), TokenSampler(2.0, 0.7)])
+def test_top_k_keeps_ties() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
+    kept = TokenSampler(top_k=2).truncate(logits)  # the second and the third largest are equal
+    assert kept.isfinite().tolist() == [False, True, True, True, False]
+    assert TokenSampler(top_k=1, temperature=9.0).truncate(logits).softmax(-1).tolist() == [0, 1, 0, 0, 0]
+    assert TokenSampler(top_k=99).truncate(logits).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "sampler", [TokenSampler(), TokenSampler(0.5), TokenSampler(2.0, 0.7), TokenSampler(2.0, top_k=3)]
+)
 def test_draws_follow_the_distribution_and_report_its_log_probs(sampler: TokenSampler) -> None:
     logits = torch.randn(8)
     uniform = counter_uniform(torch.arange(200_000), 0)
@@ -267,7 +277,9 @@ def test_extreme_noise_never_picks_an_impossible_code() -> None:
     assert TokenSampler().draw(logits, largest)[0].item() == 2
 
 
-@pytest.mark.parametrize("setting", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "setting", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": 0}, {"top_k": 9, "top_p": 0.5}]
+)
 def test_impossible_sampling_is_named(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         TokenSampler(**setting)

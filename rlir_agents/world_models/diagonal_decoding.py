@@ -1,0 +1,153 @@
+"""MineWorld's diagonal decoding: rows of a frame advance side by side, each a few columns behind the one above.
+
+A frame takes ``(rows - 1) w + columns`` passes instead of rows x columns. It is not the model's own distribution: the
+codes of a diagonal are drawn independently of one another, a row begins before the one above it has ended and reads a
+*substitute* for its last code, and what is not yet written is seen as keys and values of zero. So are the published
+models used; which of them were trained for it is not known.
+
+What is fed where is a schedule, a list of numbers; one loop runs it. Sampling one code after another is in
+`decoding.py`.
+
+Letters: B rows of a batch, L sequence length, K tokens of a frame, A word length, F generated frames, n positions of a
+pass, w window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlir_agents.world_models.mineworld import MineWorldDecoding
+from rlir_agents.world_models.positioned_cache import PositionedCache
+from rlir_agents.world_models.sampling import TokenSampler
+from rlir_env.layout import TokenLayout
+from rlir_env.noise import counter_uniform
+
+Diagonal = Literal["image_diagonal", "video_diagonal"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call of the network.
+
+    Attributes:
+        positions: Where keys and values are written, n ascending places of the sequence.
+        sources: The place whose id is fed at each; another one only where the id is a substitute.
+        wanted: At which of them logits are wanted.
+        targets: The places that are sampled from these.
+    """
+
+    positions: tuple[int, ...]
+    sources: tuple[int, ...]
+    wanted: tuple[int, ...]
+    targets: tuple[int, ...]
+
+
+def diagonal_schedule(
+    layout: TokenLayout, grid_size: tuple[int, int], window: int, decoding: Diagonal
+) -> Iterator[Pass]:
+    """All passes that make the frames behind the first one.
+
+    Args:
+        layout: Where frames and words stand; the first frame and the first word are the prompt.
+        grid_size: Rows and columns of a frame's codes.
+        window: w, by how many columns a row trails the one above; 1 to the number of columns.
+        decoding: ``"image_diagonal"`` finishes a frame before the next one begins, ``"video_diagonal"`` goes on with
+            the next frame's first row as with any other.
+
+    Raises:
+        ValueError: if grid or window do not fit.
+    """
+    rows, columns = grid_size
+    if rows * columns != layout.tokens_per_frame:
+        raise ValueError(
+            f"grid_size={grid_size}: give rows and columns of the {layout.tokens_per_frame} codes of a frame"
+        )
+    if not 1 <= window <= columns:
+        raise ValueError(f"window={window}: a row trails the one above by 1 to {columns} columns")
+    starts = layout.frame_starts.tolist()[1:]
+    yield _prompt_pass(range(starts[0]), starts[0])
+    if decoding == "image_diagonal":
+        for index, start in enumerate(starts):
+            if index:  # the last code of the frame before, and the word
+                yield _prompt_pass(range(start - layout.word_length - 1, start), start)
+            yield from _front(layout, [start], grid_size, window)
+    elif decoding == "video_diagonal":
+        yield from _front(layout, starts, grid_size, window)
+    else:
+        raise ValueError(f"decoding={decoding!r}: choose 'image_diagonal' or 'video_diagonal'")
+
+
+def _prompt_pass(places: range, target: int) -> Pass:
+    """Read known ids and sample what follows the last one."""
+    return Pass(tuple(places), tuple(places), (len(places) - 1,), (target,))
+
+
+def _front(layout: TokenLayout, starts: list[int], grid_size: tuple[int, int], window: int) -> Iterator[Pass]:
+    """Every pass of some frames but the first one, which samples the first code of the first frame."""
+    rows, columns = grid_size
+    last = (rows * len(starts) - 1) * window + columns - 1
+    for step in range(1, last + 1):
+        positions: list[int] = []
+        sources: list[int] = []
+        wanted: list[int] = []
+        targets: list[int] = []
+        for line in range(rows * len(starts)):  # rows of all frames
+            column = step - line * window
+            if not 0 <= column < columns:
+                continue
+            frame, row = divmod(line, rows)
+            target = starts[frame] + row * columns + column
+            if column == 0 and row == 0:  # the frame's word; the last code before it is never fed
+                places = list(range(target - layout.word_length, target))
+                fed = places
+            else:
+                places = [target - 1]
+                # The row above has not ended; its last code is taken from the given frame.
+                fed = places if column else [row * columns - 1]
+            positions += places
+            sources += fed
+            wanted.append(len(positions) - 1)
+            targets.append(target)
+        yield Pass(tuple(positions), tuple(sources), tuple(wanted), tuple(targets))
+
+
+@torch.no_grad()
+def generate_diagonally(
+    weights: MineWorldDecoding,
+    token: Tensor,
+    layout: TokenLayout,
+    schedule: Iterator[Pass],
+    sampler: TokenSampler,
+    seed: Tensor,
+    cache: PositionedCache,
+) -> Tensor:
+    """Run a schedule.
+
+    Args:
+        weights: Of the world model.
+        token: Integer ``[B, L]`` with the first frame and all words in their places; filled in place.
+        layout: Where these are.
+        schedule: From :func:`diagonal_schedule`.
+        sampler: How a code is chosen.
+        seed: Episode seeds, long ``[B]``; a code's noise is a function of its place, as in `decoding.py`.
+        cache: Fresh; or that of another video, whose keys and values are then seen where nothing is written yet. The
+            published script never clears its cache.
+
+    Returns:
+        Log-probabilities of the codes under the distributions that they were drawn from, float32 ``[B, F K]``.
+    """
+    log_probs = torch.zeros(token.shape, device=token.device)
+    for one in schedule:
+        positions = torch.tensor(one.positions, device=token.device)
+        attend = [partial(cache.attend, layer, positions) for layer in range(len(cache.keys))]
+        logits = weights.feed_at(token[:, list(one.sources)], positions, attend, list(one.wanted))
+        targets = torch.tensor(one.targets, device=token.device)
+        codes, log_prob = sampler.draw(logits, counter_uniform(seed[:, None], targets))
+        token[:, targets], log_probs[:, targets] = codes.to(token.dtype), log_prob
+    return log_probs[:, layout.action_positions.to(token.device)]
