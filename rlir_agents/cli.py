@@ -13,6 +13,7 @@ VERBS = {
     "study": "measure what the readers can read, before their word is rewarded",
     "train": "post-train a world model with inverse rewards, and report what it gained",
     "evaluate": "measure how well a world model follows game actions",
+    "score": "score folders of videos by MineWorld's protocol",
     "compare": "run all arms and seeds, and make the table of results",
     "generate": "write videos to look at",
     "inspect": "say what a weight file holds, and whether it can be read",

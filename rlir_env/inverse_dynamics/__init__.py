@@ -1,6 +1,7 @@
 """Inverse dynamics models: readers of game actions from video, frozen during RL."""
 
 from rlir_env.inverse_dynamics.base import Alignment, GameActionReading, InverseDynamicsModel
+from rlir_env.inverse_dynamics.labelling import label_frames
 from rlir_env.inverse_dynamics.vpt import LEAST_SHARE, VPTConfig, VPTInverseDynamics
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "InverseDynamicsModel",
     "VPTConfig",
     "VPTInverseDynamics",
+    "label_frames",
 ]

@@ -17,13 +17,29 @@ Letters: N clips, n readings per clip, S slots, C most classes of any slot, ... 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from rlir_env.game_actions import MINECRAFT, GameActionSpec
+from rlir_env.game_actions import MINECRAFT, GameActionSpec, env_actions_to_slots
+from rlir_env.inverse_dynamics import InverseDynamicsModel
 from rlir_env.metrics.base import Metric
+from rlir_env.recordings import RecordingError, env_actions_of, first_frames, list_recordings, read_events
 
 MEASURES = ("precision", "recall", "f1")
+
+# MineWorld's tasks, by our slots: the buttons in the order of its script, whose file names tasks by this tuple.
+_TASKS = {
+    "forward_back": ("back", "forward"),
+    "left_right": ("left", "right"),
+    "sprint_sneak": ("sneak", "sprint"),
+    "use": ("use",),
+    "attack": ("attack",),
+    "jump": ("jump",),
+    "drop": ("drop",),
+}
 
 
 class ActionFollowing(Metric):
@@ -143,6 +159,83 @@ def action_following_scores(
         figures["camera_accuracy"] = _mean_over(scores["accuracy"], is_camera)
         figures["camera_loss"] = _mean_over(_bin_distance(confusion), is_camera)
     return figures
+
+
+def mineworld_scores(confusion: Tensor) -> dict[str, dict[str, float]]:
+    """The figures of MineWorld's script under its own names.
+
+    Args:
+        confusion: ``[S, C, C]`` of Minecraft's slots, summed over clips.
+
+    Returns:
+        For each of the seven tasks ``precision_micro`` ... ``f1_macro`` and ``class_num``; and under
+        ``metric_mean_on_task`` their means over the tasks and ``camera_loss`` in bins.
+    """
+    scores, spec = classification_scores(confusion), MINECRAFT
+    tasks: dict[str, dict[str, float]] = {}
+    for slot, buttons in _TASKS.items():
+        index = spec.index(slot)
+        figures: dict[str, float] = {}
+        for name in MEASURES:
+            figures[f"{name}_micro"] = scores["accuracy"][index].item()  # of single-label classification all three
+            figures[f"{name}_macro"] = scores[name][index].item()
+        tasks[str(buttons)] = figures | {"class_num": spec.num_classes[index]}
+    means = {
+        f"{name}_{average}": sum(task[f"{name}_{average}"] for task in tasks.values()) / len(tasks)
+        for average in ("micro", "macro")
+        for name in MEASURES
+    }
+    is_camera = torch.tensor([slot.is_ordered for slot in spec.slots])
+    camera_loss = _mean_over(_bin_distance(confusion), is_camera).item()
+    return {**tasks, "metric_mean_on_task": means | {"camera_loss": camera_loss}}
+
+
+@torch.no_grad()
+def score_folder(
+    videos: str | Path,
+    labels: str | Path,
+    idm: InverseDynamicsModel,
+    *,
+    num_frames: int = 15,
+    first_line: int = 1,
+    max_clips: int = 500,
+) -> dict[str, dict[str, float]]:
+    """MineWorld's protocol for action following on files (its script's name: IDM evaluation).
+
+    The first frames of each video are read, with ``align="mineworld"``; frame j is compared with line ``first_line + j``
+    of ``<labels>/<name>.jsonl``. What is read at a frame is what was pressed after it, VPT's line of that frame. So 1 is
+    right for videos of generated frames, which begin with frame 1 of their clip, and 0 for whole recordings.
+
+    Args:
+        videos: Folder of ``.mp4`` files of generated frames.
+        labels: Folder of files of the same names, VPT's events or env actions.
+        idm: Reader of Minecraft's slots.
+        num_frames: Read of each video.
+        first_line: Of the labels that is compared.
+        max_clips: The first so many videos, by name.
+
+    Returns:
+        As :func:`mineworld_scores`.
+
+    Raises:
+        ValueError: if there are no videos, labels are missing or too short, a file is broken, or the reader is of
+            another game.
+    """
+    if idm.spec != MINECRAFT:
+        raise ValueError("MineWorld's tasks are Minecraft's slots: give a reader of these")
+    counts = torch.zeros(MINECRAFT.num_slots, *[max(MINECRAFT.num_classes)] * 2, dtype=torch.long)
+    lines, device = slice(first_line, first_line + num_frames), next(idm.parameters()).device
+    for video in tqdm(list_recordings(videos)[:max_clips], desc="reading videos", unit="clip", leave=False):
+        file = Path(labels) / f"{video.stem}.jsonl"
+        # As the script: what was pressed at once stays pressed, unlike in the words that MineWorld reads.
+        env_actions, _ = env_actions_of(read_events(file)[lines], file, cancel_conflicts=False)
+        if len(env_actions) < num_frames:
+            raise RecordingError(f"{file}: lines {lines.start} to {lines.stop - 1} are needed, counted from 0")
+        played = torch.from_numpy(env_actions_to_slots(env_actions))
+        frames = torch.from_numpy(first_frames(video, num_frames)).permute(0, 3, 1, 2)
+        read = idm.infer_game_actions(frames.to(device), align="mineworld").cpu()
+        counts += confusion_matrices(read[None], played[None])[0]
+    return mineworld_scores(counts)
 
 
 def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Picture quality against the real continuation: PSNR, as MineWorld's benchmark computes it.
+"""Picture quality against the real continuation: PSNR and SSIM, as MineWorld's benchmark computes them.
 
 A video that obeys its game actions differently from the recording loses PSNR too; it guards against
 a world model that pays for its actions with the picture. It is *not* the paper's FVD or VBench.
@@ -8,14 +8,29 @@ Letters: N clips, n frames per clip.
 
 from __future__ import annotations
 
+import math
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from rlir_env.inverse_dynamics.resize import resize_like_opencv
 from rlir_env.metrics.base import Metric
+from rlir_env.recordings import first_frames, list_recordings
 
 # MineWorld's benchmark calls frames this close identical, and gives them this many decibels.
 _IDENTICAL_MSE = 1e-10
 _IDENTICAL_PSNR = 100.0
+
+_PUBLISHED_SIZE = (224, 384)  # at which MineWorld's script compares
+
+# Of SSIM (Wang et al. 2004), for pixels in [0, 1]: the window and what keeps divisions stable.
+_WINDOW_SIZE, _WINDOW_SIGMA = 11, 1.5
+_C1, _C2 = 0.01**2, 0.03**2
 
 
 def psnr(generated: Tensor, reference: Tensor) -> Tensor:
@@ -30,6 +45,84 @@ def psnr(generated: Tensor, reference: Tensor) -> Tensor:
     """
     mse = (generated.double() - reference.double()).square().mean((-3, -2, -1))
     return torch.where(mse < _IDENTICAL_MSE, _IDENTICAL_PSNR, -10 * mse.clamp(min=1e-30).log10())
+
+
+def ssim(generated: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity of every frame: by channel, where the Gaussian window fits, and then the mean.
+
+    Args:
+        generated: ``[..., 3, H, W]`` in [0, 1], at least 11 pixels high and wide.
+        reference: The same shape.
+
+    Returns:
+        float64 ``[...]``, 1 for identical frames.
+
+    Raises:
+        ValueError: if frames are smaller than the window.
+    """
+    height, width = generated.shape[-2:]
+    if min(height, width) < _WINDOW_SIZE:
+        raise ValueError(f"SSIM looks through a window of {_WINDOW_SIZE} pixels, frames are {height}x{width}")
+    x, y = generated.double(), reference.double()
+    mean_x, mean_y = _window_means(x), _window_means(y)
+    variance_x, variance_y = _window_means(x * x) - mean_x**2, _window_means(y * y) - mean_y**2
+    covariance = _window_means(x * y) - mean_x * mean_y
+    similarity = ((2 * mean_x * mean_y + _C1) * (2 * covariance + _C2)) / (
+        (mean_x**2 + mean_y**2 + _C1) * (variance_x + variance_y + _C2)
+    )
+    return similarity.mean((-3, -2, -1))
+
+
+def _window_means(values: Tensor) -> Tensor:
+    """Weighted means of all windows, ``[..., H - 10, W - 10]``; float64 convolutions are slow on CPUs, sums are not."""
+    weights = [math.exp(-((i - _WINDOW_SIZE // 2) ** 2) / (2 * _WINDOW_SIGMA**2)) for i in range(_WINDOW_SIZE)]
+    for dim in (-2, -1):
+        length = values.shape[dim] - _WINDOW_SIZE + 1
+        shifted = (values.narrow(dim, i, length) * (weight / sum(weights)) for i, weight in enumerate(weights))
+        values = reduce(torch.add, shifted)
+    return values
+
+
+@torch.no_grad()
+def compare_folder(
+    videos: str | Path, references: str | Path, num_frames: int = 15, max_clips: int = 500
+) -> dict[str, dict[str, Any]]:
+    """MineWorld's protocol for picture quality on files, as far as it needs no network.
+
+    Args:
+        videos: Folder of ``.mp4`` files of generated frames.
+        references: Folder of the real videos of the same names, which begin with the given frame.
+        num_frames: Compared of each.
+        max_clips: The first so many videos, by name.
+
+    Returns:
+        ``psnr`` (dB) and ``ssim``, each with ``value`` and ``value_std`` over videos for every frame, and their
+        ``mean`` over the frames.
+
+    Raises:
+        ValueError: if there are no videos, or one is broken, too short or without a real one.
+    """
+    measures = {"psnr": psnr, "ssim": ssim}
+    by_clip: dict[str, list[Tensor]] = {name: [] for name in measures}
+    for video in tqdm(list_recordings(videos)[:max_clips], desc="comparing videos", unit="clip", leave=False):
+        generated = _as_published(first_frames(video, num_frames))
+        reference = _as_published(first_frames(Path(references) / video.name, num_frames + 1)[1:])
+        for name, measure in measures.items():
+            by_clip[name].append(measure(generated, reference))
+    figures = {}
+    for name, clips in by_clip.items():
+        value = torch.stack(clips)  # [N, n]
+        mean, deviation = value.mean(0), value.std(0, correction=0)
+        figures[name] = {"value": mean.tolist(), "value_std": deviation.tolist(), "mean": mean.mean().item()}
+    return figures
+
+
+def _as_published(frames: np.ndarray) -> Tensor:
+    """Frames ``[n, H, W, 3]`` as the script compares them: ``[n, 3, 224, 384]`` in [0, 1]."""
+    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if tuple(pictures.shape[-2:]) != _PUBLISHED_SIZE:
+        pictures = resize_like_opencv(pictures, _PUBLISHED_SIZE)
+    return pictures.float() / 255
 
 
 class PSNR(Metric):

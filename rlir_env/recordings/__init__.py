@@ -6,7 +6,11 @@ from rlir_env.recordings.recording import (
     ActionTrack,
     Recording,
     RecordingError,
+    env_actions_of,
+    first_frames,
     list_recordings,
+    read_events,
+    video_frames,
 )
 from rlir_env.recordings.validate import FolderReport, validate_folder
 from rlir_env.recordings.writer import RecordingWriter, write_recording
@@ -23,8 +27,12 @@ __all__ = [
     "Recording",
     "RecordingError",
     "RecordingWriter",
+    "env_actions_of",
+    "first_frames",
     "list_recordings",
+    "read_events",
     "split_recordings",
     "validate_folder",
+    "video_frames",
     "write_recording",
 ]

@@ -11,8 +11,9 @@ Letters: N frames, S slots, A word length, H and W the frame size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -179,17 +180,13 @@ class Recording:
         Raises:
             RecordingError: if a line is not a JSON object or if there is not one line a frame.
         """
-        try:
-            # Not splitlines: what a player types ("chars") may hold other line separators.
-            lines = self.events_path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise RecordingError(f"{self.events_path}: not text ({error})") from error
-        if len(lines) != self.num_frames:
+        events = read_events(self.events_path)
+        if len(events) != self.num_frames:
             raise RecordingError(
-                f"{self.events_path}: {len(lines)} lines for the {self.num_frames} frames of "
+                f"{self.events_path}: {len(events)} lines for the {self.num_frames} frames of "
                 f"{self.video_path.name}; there must be one line a frame"
             )
-        return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
+        return events
 
     def env_actions(self, cancel_conflicts: bool = True) -> tuple[list[EnvAction], np.ndarray]:
         """The env action of every line, and which are null (bool ``[N]``).
@@ -201,7 +198,7 @@ class Recording:
         Raises:
             RecordingError: if a line lacks a key.
         """
-        return self._env_actions(self.events(), cancel_conflicts)
+        return env_actions_of(self.events(), self.events_path, cancel_conflicts)
 
     def actions(self, cancel_conflicts: bool = True) -> ActionTrack:
         """Slots, words and flags of every line.
@@ -210,7 +207,7 @@ class Recording:
             RecordingError: as :meth:`env_actions`.
         """
         events = self.events()
-        env_actions, is_null = self._env_actions(events, cancel_conflicts)
+        env_actions, is_null = env_actions_of(events, self.events_path, cancel_conflicts)
         is_gui = np.array([event.get("isGuiOpen", False) for event in events], bool)
         words = ActionWord(num_codes=0).encode(env_actions)
         return ActionTrack(env_actions_to_slots(env_actions), words, is_null, is_gui)
@@ -234,28 +231,92 @@ class Recording:
     def _broken_video(self, what: str) -> RecordingError:
         return RecordingError(f"{self.video_path}: truncated or broken video ({what})")
 
-    def _parse(self, number: int, line: str) -> dict[str, Any]:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RecordingError(f"{self.events_path}:{number}: not JSON ({error})") from error
-        if not isinstance(event, dict):
-            raise RecordingError(f"{self.events_path}:{number}: not a JSON object")
-        return event
 
-    def _env_actions(self, events: list[dict[str, Any]], cancel_conflicts: bool) -> tuple[list[EnvAction], np.ndarray]:
-        pairs = [self._env_action(number, event, cancel_conflicts) for number, event in enumerate(events, start=1)]
-        return [action for action, _ in pairs], np.array([is_null for _, is_null in pairs], bool)
+def read_events(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of an events file as they are, whether or not a video lies beside it.
 
-    def _env_action(self, number: int, event: dict[str, Any], cancel_conflicts: bool) -> tuple[EnvAction, bool]:
-        try:
-            if "ESC" in event:
-                check_env_action(event)
-                return event, is_null_action(event, event["camera"])
-            if not isinstance(event["isGuiOpen"], bool):
-                raise TypeError("isGuiOpen is not true or false")
-            return event_to_env_action(event, cancel_conflicts)
-        except KeyError as error:
-            raise RecordingError(f"{self.events_path}:{number}: missing key {error}") from error
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:  # the last: Infinity is JSON to Python
-            raise RecordingError(f"{self.events_path}:{number}: {error}") from error
+    Raises:
+        RecordingError: if the file is missing, or a line is not a JSON object.
+    """
+    try:
+        # Not splitlines: what a player types ("chars") may hold other line separators.
+        lines = Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path}: missing") from error
+    except UnicodeDecodeError as error:
+        raise RecordingError(f"{path}: not text ({error})") from error
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def env_actions_of(
+    events: Sequence[dict[str, Any]], path: str | Path, cancel_conflicts: bool = True
+) -> tuple[list[EnvAction], np.ndarray]:
+    """The env actions of events, and which are null; see :meth:`Recording.env_actions`.
+
+    Args:
+        events: from :func:`read_events`.
+        path: of their file, for messages.
+        cancel_conflicts: see there.
+
+    Raises:
+        RecordingError: if a line lacks a key.
+    """
+    pairs = [_env_action(path, number, event, cancel_conflicts) for number, event in enumerate(events, start=1)]
+    return [action for action, _ in pairs], np.array([is_null for _, is_null in pairs], bool)
+
+
+def video_frames(video: str | Path) -> Iterator[np.ndarray]:
+    """Decode a video, whether or not events lie beside it.
+
+    Args:
+        video: any file that PyAV reads.
+
+    Yields:
+        uint8 ``[H, W, 3]``, RGB.
+
+    Raises:
+        RecordingError: if the video is missing or broken.
+    """
+    av = import_av()
+    try:
+        with av.open(str(video)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+    except (av.FFmpegError, IndexError) as error:  # the latter: no video stream
+        raise RecordingError(f"{video}: truncated or broken video ({error})") from error
+
+
+def first_frames(video: str | Path, num_frames: int) -> np.ndarray:
+    """The beginning of a video, uint8 ``[num_frames, H, W, 3]``, RGB, whatever its header says of its length.
+
+    Raises:
+        RecordingError: if the video is missing or broken, or has fewer frames.
+    """
+    frames = list(islice(video_frames(video), num_frames))
+    if len(frames) < num_frames:
+        raise RecordingError(f"{video}: {len(frames)} frames, {num_frames} are needed")
+    return np.stack(frames)
+
+
+def _parse(path: str | Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecordingError(f"{path}:{number}: not JSON ({error})") from error
+    if not isinstance(event, dict):
+        raise RecordingError(f"{path}:{number}: not a JSON object")
+    return event
+
+
+def _env_action(path: str | Path, number: int, event: dict[str, Any], cancel_conflicts: bool) -> tuple[EnvAction, bool]:
+    try:
+        if "ESC" in event:
+            check_env_action(event)
+            return event, is_null_action(event, event["camera"])
+        if not isinstance(event["isGuiOpen"], bool):
+            raise TypeError("isGuiOpen is not true or false")
+        return event_to_env_action(event, cancel_conflicts)
+    except KeyError as error:
+        raise RecordingError(f"{path}:{number}: missing key {error}") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:  # the last: Infinity is JSON to Python
+        raise RecordingError(f"{path}:{number}: {error}") from error

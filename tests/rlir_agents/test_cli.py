@@ -1,5 +1,6 @@
 """The command line: its messages, and a tiny world shipped, trained on, evaluated and compared."""
 
+import csv
 import json
 import os
 import shutil
@@ -146,6 +147,35 @@ def test_evaluate_and_generate(assets, tmp_path, capsys):
     assert "judge" not in capsys.readouterr().out  # dev prompts are the coach's
     assert main(["generate", *shared, f"folder={tmp_path}", "evaluation.num_clips=2"]) == 0
     assert len(list(tmp_path.glob("clip_*.mp4"))) == 2
+
+
+def test_labels_and_scores_of_videos(assets, tmp_path, capsys):
+    videos = tmp_path / "my videos"
+    write_gameplay(videos, 16, seed=0)
+    (video,) = videos.glob("*.mp4")
+    label = ["record", "label", str(video), f"world.name={assets}", "device=cpu"]
+    assert main(label) == 2  # what is there is not written over
+    assert "labels are there already" in capsys.readouterr().err
+    assert main([*label, f"folder={tmp_path}/labels"]) == 0
+    assert len((tmp_path / "labels" / f"{video.stem}.jsonl").read_text().splitlines()) == 16
+    score = ["score", f"videos={videos}", f"world.name={assets}", f"metrics={tmp_path}/metrics", "device=cpu"]
+    own = [f"labels={tmp_path}/labels", "first_line=0", "num_frames=15", f"references={videos}"]
+    assert main([*score, *own, "run=own"]) == 0
+    assert "fvd and lpips need networks of others" in capsys.readouterr().out
+    assert main([*score, f"labels={videos}"]) == 0
+    files = {file.name for file in (tmp_path / "metrics").iterdir()}
+    runs = ("my videos", "own")
+    assert files == {"latest_metrics.csv", *(f"{kind}_{run}.json" for kind in ("idm", "fvd") for run in runs)}
+    rows = list(csv.DictReader((tmp_path / "metrics" / "latest_metrics.csv").read_text().splitlines()))
+    assert [row["experiment"] for row in rows] == list(runs)
+    assert list(rows[0]) == [
+        *("experiment", "fvd", "lpips", "ssim", "psnr", "precision_micro", "recall_micro", "f1_micro"),
+        *("precision_macro", "recall_macro", "f1_macro", "camera_loss"),
+    ]
+    assert all(row["fvd"] == row["lpips"] == "" and float(row["psnr"]) > 5 for row in rows)
+    assert float(rows[0]["f1_macro"]) < 1
+    visual = json.loads((tmp_path / "metrics" / "fvd_own.json").read_text())
+    assert visual["mean"]["exp_name"] == "own" and len(visual["ssim"]["value_std"]) == 15
 
 
 def test_compare_is_resumable(assets, tmp_path, capsys):

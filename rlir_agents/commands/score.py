@@ -1,0 +1,83 @@
+"""rlir score: MineWorld's evaluation protocol on folders of videos and labels.
+
+    rlir score videos=outputs/300M labels=validation idm.model=4x_idm.model idm.weights=4x_idm.weights
+    rlir score videos=my_recordings labels=my_labels first_line=0   # whole recordings; the judge of world.name reads
+
+Videos are <name>.mp4 of the generated frames alone; labels <name>.jsonl, and the real videos <name>.mp4 lie beside them
+or in `references`. It leaves what the original scripts leave: idm_<run>.json, fvd_<run>.json and latest_metrics.csv of
+all runs in the folder. FVD and LPIPS need networks of others and are not computed here: their cells stay empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlir_agents.commands.chosen_reader import chosen_reader
+from rlir_agents.commands.composition import compose_config, describe
+from rlir_agents.report.tables import align, number
+from rlir_env.atomic_files import write_text
+from rlir_env.metrics import compare_folder, score_folder
+
+_VISUAL = ("fvd", "lpips", "ssim", "psnr")
+_FOLLOWING = tuple(f"{name}_{average}" for average in ("micro", "macro") for name in ("precision", "recall", "f1"))
+_COLUMNS = ("experiment", *_VISUAL, *_FOLLOWING, "camera_loss")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Score a folder, and tabulate all that were scored."""
+    config = compose_config("score", arguments)
+    if config["num_threads"] is not None:
+        torch.set_num_threads(config["num_threads"])
+    name, folder = config["run"] or Path(config["videos"]).name, Path(config["metrics"])
+    following = score_folder(
+        config["videos"],
+        config["labels"],
+        chosen_reader(config, "judge"),
+        num_frames=config["num_frames"],
+        first_line=config["first_line"],
+        max_clips=config["max_clips"],
+    )
+    references = config["references"] or config["labels"]
+    visual = compare_folder(config["videos"], references, config["num_frames"], config["max_clips"])
+    means = {key: visual[key]["mean"] if key in visual else None for key in _VISUAL}
+    for kind, content in (("idm", following), ("fvd", visual | {"mean": {"exp_name": name, **means}})):
+        write_text(folder / f"{kind}_{name}.json", json.dumps(content, indent=1) + "\n")
+    rows = _rows(folder)
+    write_text(folder / "latest_metrics.csv", _as_csv(rows))
+    shown = [[row[key] if key == "experiment" else number(row[key]) for key in _COLUMNS] for row in rows]
+    print(align([list(_COLUMNS), *shown]))
+    print("fvd and lpips need networks of others (I3D, AlexNet), which are not read here yet: their cells are empty")
+    print(folder / "latest_metrics.csv")
+
+
+def help_text() -> str:
+    """What ``rlir score --help`` prints."""
+    return f"{__doc__}\n{describe('score', ['videos=DIR', 'labels=DIR'])}"
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """Every run that has both files, by name."""
+    rows = []
+    for file in sorted(folder.glob("idm_*.json")):
+        visual = folder / f"fvd_{file.stem.removeprefix('idm_')}.json"
+        if visual.is_file():
+            means: Mapping[str, Any] = json.loads(visual.read_text())["mean"]
+            following = json.loads(file.read_text())["metric_mean_on_task"]
+            values = {**means, **following, "experiment": file.stem.removeprefix("idm_")}
+            rows.append({column: values.get(column) for column in _COLUMNS})
+    return rows
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)  # None becomes an empty cell
+    return text.getvalue()
