@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from rlir_env.recordings import ClipFilter, ClipSource, list_recordings
+from rlir_env.recordings import ClipFilter, ClipSource, VPTHygiene, list_recordings
 from rlir_env.recordings.recording import read_options
 
 
@@ -120,6 +120,7 @@ class ClipPrompts(PromptSource):
         stride: int | None = None,
         clip_filter: ClipFilter | None = None,
         has_targets: bool = True,
+        hygiene: VPTHygiene | None = None,
     ) -> ClipPrompts:
         """Cut the recordings of a folder into clips.
 
@@ -134,6 +135,7 @@ class ClipPrompts(PromptSource):
             stride: frames between the starts of windows; F where None.
             clip_filter: None keeps all.
             has_targets: see the constructor.
+            hygiene: what is mended while reading VPT's own recordings; None mends nothing.
 
         Raises:
             RecordingError: if a recording is broken or there are none.
@@ -148,6 +150,7 @@ class ClipPrompts(PromptSource):
             num_frames,
             stride,
             clip_filter or ClipFilter.keep_all(),
+            hygiene=hygiene or VPTHygiene(),
         )
         clips = list(source.iterate())
         if not clips:

@@ -1,8 +1,9 @@
-"""rlir record: play a game and record it in VPT's format, check a folder of recordings, or label videos.
+"""rlir record: play a game and record it in VPT's format; check, cut and label recordings of your own.
 
     rlir record doom                          # the five map sets, into runs/recordings (extra: doom)
     rlir record doom only=[dev] recordings.sets.dev.num_frames=1000
     rlir record validate runs/recordings/dev  # statistics and problems of a folder, yours too
+    rlir record cut my/recordings folder=runs/validation   # a validation set in MineWorld's layout
     rlir record label a.mp4 b.mp4             # write a.jsonl and b.jsonl, as an IDM reads the videos
     rlir record label a.mp4 idm.model=4x_idm.model idm.weights=4x_idm.weights
 
@@ -23,35 +24,51 @@ from rlir_agents.commands.composition import compose_config, describe
 from rlir_agents.commands.gameplay import recorded
 from rlir_env.atomic_files import write_text
 from rlir_env.inverse_dynamics import label_frames
-from rlir_env.recordings import RecordingError, validate_folder, video_frames
+from rlir_env.recordings import (
+    ClipFilter,
+    ClipSource,
+    RecordingError,
+    VPTHygiene,
+    VPTIndex,
+    list_recordings,
+    validate_folder,
+    video_frames,
+    write_validation_clips,
+)
+
+_CONFIGS = {"doom": "record", "cut": "cut", "label": "label"}
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Record, validate or label.
+    """Record, validate, cut or label.
 
     Raises:
-        ValueError: if none of these is asked for, the validated folder has problems, or labels are there already.
+        ValueError: if none of these is asked for, the validated folder has problems, or files are there already.
     """
     match list(arguments):
         case ["doom", *overrides]:
             _record(overrides)
         case ["validate", folder]:
             _validate(folder)
+        case ["cut", folder, *overrides]:
+            _cut(folder, overrides)
         case ["label", *words]:
             _label([word for word in words if "=" not in word], [word for word in words if "=" in word])
         case _:
             raise ValueError(
-                "write `rlir record doom [key=value ...]`, `rlir record validate DIR` or `rlir record label VIDEO ...`"
+                "write `rlir record doom [key=value ...]`, `rlir record validate DIR`, `rlir record cut DIR` or "
+                "`rlir record label VIDEO ...`"
             )
 
 
 def help_text() -> str:
     """What ``rlir record --help`` prints."""
-    return f"{__doc__}\n{describe('record')}\n\nOf `rlir record label`:\n{describe('label')}"
+    parts = [f"Of `rlir record {name}`:\n{describe(config)}" for name, config in _CONFIGS.items()]
+    return "\n\n".join([__doc__, *parts])
 
 
 def _record(overrides: Sequence[str]) -> None:
-    config = compose_config("record", overrides)
+    config = compose_config(_CONFIGS["doom"], overrides)
     for name in config["only"] or config["recordings"]["sets"]:
         print(f"{name}: {recorded(config, name)}")
 
@@ -63,8 +80,24 @@ def _validate(folder: str) -> None:
         raise RecordingError(f"{folder}: {len(report.problems)} problems, listed above")
 
 
+def _cut(recordings: str, overrides: Sequence[str]) -> None:
+    config = compose_config(_CONFIGS["cut"], overrides)
+    index = config["index"]
+    source = ClipSource(
+        list_recordings(recordings) if index is None else VPTIndex.read(index).local(recordings),
+        tuple(config["frame_size"]),
+        config["num_frames"],
+        config["stride"],
+        ClipFilter(**config["clip_filter"]),
+        on_error=config["on_error"],
+        hygiene=VPTHygiene(**config["hygiene"]),
+    )
+    count = write_validation_clips(source, config["folder"], config["num_clips"], config["seed"])
+    print(f"{config['folder']}: {count} clips\n{source.report.to_text()}")
+
+
 def _label(videos: Sequence[str], overrides: Sequence[str]) -> None:
-    config = compose_config("label", overrides)
+    config = compose_config(_CONFIGS["label"], overrides)
     if not videos:
         raise ValueError("no videos: write `rlir record label VIDEO ... [key=value ...]`")
     if config["num_threads"] is not None:

@@ -202,9 +202,10 @@ def score_folder(
 ) -> dict[str, dict[str, float]]:
     """MineWorld's protocol for action following on files (its script's name: IDM evaluation).
 
-    The first frames of each video are read, with ``align="mineworld"``; frame j is compared with line ``first_line + j``
-    of ``<labels>/<name>.jsonl``. What is read at a frame is what was pressed after it, VPT's line of that frame. So 1 is
-    right for videos of generated frames, which begin with frame 1 of their clip, and 0 for whole recordings.
+    The first frames of each video are read, with ``align="mineworld"``; frame j is compared with line
+    ``first_line + j`` of ``<labels>/<name>.jsonl``. What is read at a frame is what was pressed after it, VPT's line of
+    that frame. So 1 is right for videos of generated frames, which begin with frame 1 of their clip, and 0 for whole
+    recordings.
 
     Args:
         videos: Folder of ``.mp4`` files of generated frames.

@@ -13,6 +13,9 @@ from rlir_env.recordings.recording import (
     video_frames,
 )
 from rlir_env.recordings.validate import FolderReport, validate_folder
+from rlir_env.recordings.validation_clips import write_validation_clips
+from rlir_env.recordings.vpt_hygiene import VPTHygiene, paste_cursor
+from rlir_env.recordings.vpt_index import VPTIndex
 from rlir_env.recordings.writer import RecordingWriter, write_recording
 
 __all__ = [
@@ -27,12 +30,16 @@ __all__ = [
     "Recording",
     "RecordingError",
     "RecordingWriter",
+    "VPTHygiene",
+    "VPTIndex",
     "env_actions_of",
     "first_frames",
     "list_recordings",
+    "paste_cursor",
     "read_events",
     "split_recordings",
     "validate_folder",
     "video_frames",
     "write_recording",
+    "write_validation_clips",
 ]

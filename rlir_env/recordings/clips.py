@@ -21,7 +21,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
-from rlir_env.recordings.recording import Recording, RecordingError
+from rlir_env.recordings.recording import NO_HYGIENE, Recording, RecordingError
+from rlir_env.recordings.vpt_hygiene import VPTHygiene
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ class ClipSource:
         clip_filter: ClipFilter | None = None,
         cancel_conflicts: bool = True,
         on_error: OnError = "raise",
+        hygiene: VPTHygiene = NO_HYGIENE,
     ) -> None:
         """Describe the clips.
 
@@ -156,6 +158,7 @@ class ClipSource:
             clip_filter: the default one where None.
             cancel_conflicts: see :func:`~rlir_env.game_actions.event_to_env_action`.
             on_error: ``"skip"`` leaves broken recordings out, as a whole, and lists them in ``report``.
+            hygiene: what is mended while reading; for VPT's own recordings.
 
         Raises:
             ValueError: for a window of less than two frames, a stride below 1, another on_error.
@@ -170,6 +173,7 @@ class ClipSource:
         self.clip_filter = clip_filter or ClipFilter()
         self.cancel_conflicts = cancel_conflicts
         self.on_error = on_error
+        self.hygiene = hygiene
         self.report = ClipReport()
 
     def iterate(self, shuffle_seed: int | None = None, buffer: int = 256) -> Iterator[Clip]:
@@ -196,20 +200,22 @@ class ClipSource:
 
     def _clips(self, paths: Iterable[Path]) -> Iterator[Clip]:
         for path in paths:
-            yield from self._clips_of(Recording(path), self.report) if self.on_error == "raise" else self._sound(path)
+            sound = self._sound(path) if self.on_error == "skip" else self._clips_of(path, self.report)
+            yield from sound
 
     def _sound(self, path: Path) -> list[Clip]:
         """All clips of a recording; none, and a problem in the report, if it is broken anywhere."""
         part = ClipReport()
         try:
-            clips = list(self._clips_of(Recording(path), part))
+            clips = list(self._clips_of(path, part))
         except RecordingError as error:
             self.report.problems.append(str(error))
             return []
         self.report.add(part)
         return clips
 
-    def _clips_of(self, recording: Recording, report: ClipReport) -> Iterator[Clip]:
+    def _clips_of(self, path: Path, report: ClipReport) -> Iterator[Clip]:
+        recording = Recording(path, self.hygiene)
         track = recording.actions(self.cancel_conflicts)
         window: deque[np.ndarray] = deque(maxlen=self.num_frames)
         change: deque[float] = deque(maxlen=self.num_frames)

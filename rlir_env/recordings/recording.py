@@ -28,6 +28,9 @@ from rlir_env.game_actions import (
     event_to_env_action,
     is_null_action,
 )
+from rlir_env.recordings.vpt_hygiene import VPTHygiene
+
+NO_HYGIENE = VPTHygiene()
 
 
 class RecordingError(ValueError):
@@ -111,11 +114,12 @@ class Recording:
         >>> for frame in recording.frames(size=(60, 80)): ...  # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, hygiene: VPTHygiene = NO_HYGIENE) -> None:
         """Name the pair of files.
 
         Args:
             path: the video; the events lie beside it with the suffix ``.jsonl``.
+            hygiene: what is mended while reading; for VPT's own recordings.
 
         Raises:
             RecordingError: if one of the two files is missing.
@@ -124,6 +128,7 @@ class Recording:
         for file in (self.video_path, self.events_path):
             if not file.is_file():
                 raise RecordingError(f"{file}: missing; a recording is <name>.mp4 and <name>.jsonl")
+        self._hygiene = hygiene
         self._header: tuple[int, float, tuple[int, int]] | None = None
 
     @property
@@ -162,10 +167,14 @@ class Recording:
         height, width = size or self.frame_size
         reformatter = av.video.reformatter.VideoReformatter()
         num_decoded = 0
+        events = self.events() if self._hygiene.draw_cursor else None
         try:
             with av.open(str(self.video_path)) as container:
                 container.streams.video[0].thread_type = "AUTO"
                 for frame in container.decode(video=0):
+                    if events is not None and events[num_decoded].get("isGuiOpen", False):
+                        drawn = self._hygiene.draw(frame.to_ndarray(format="rgb24"), events[num_decoded])
+                        frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
                     rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
                     num_decoded += 1
                     yield rgb.to_ndarray()
@@ -186,7 +195,10 @@ class Recording:
                 f"{self.events_path}: {len(events)} lines for the {self.num_frames} frames of "
                 f"{self.video_path.name}; there must be one line a frame"
             )
-        return events
+        try:
+            return self._hygiene.mend(events)
+        except (KeyError, TypeError) as error:
+            raise RecordingError(f"{self.events_path}: not lines of VPT, which hygiene needs ({error!r})") from error
 
     def env_actions(self, cancel_conflicts: bool = True) -> tuple[list[EnvAction], np.ndarray]:
         """The env action of every line, and which are null (bool ``[N]``).

@@ -1,0 +1,53 @@
+"""MineWorld's layout of a validation set: ``clip_<k>.mp4`` of 16 frames at 384x224, and ``clip_<k>.jsonl`` beside it.
+
+Its scripts generate from such a folder and are scored against it (`rlir_env.metrics.score_folder`); so does this
+package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from rlir_env.recordings.clips import Clip, ClipSource
+from rlir_env.recordings.recording import Recording, RecordingError
+from rlir_env.recordings.writer import RecordingWriter
+
+_CRF = 16
+
+
+def write_validation_clips(source: ClipSource, folder: str | Path, num_clips: int = 500, seed: int = 0) -> int:
+    """Write clips of recordings as MineWorld's scripts read them.
+
+    Line j of a clip is the env action of its recording that acts between frames j and j + 1, with 0 and 1 for buttons
+    and every key there, so that it reads as JSON and as a Python literal; the line of the last frame is there, too.
+
+    Args:
+        source: Of the clips; its size of frames is (224, 384) for the published models.
+        folder: Is made; must not hold clips already.
+        num_clips: At most so many, shuffled through the source's buffer.
+        seed: Of the order.
+
+    Returns:
+        The number of clips.
+
+    Raises:
+        ValueError: if the folder holds clips already, or no clip passes the filter.
+    """
+    folder = Path(folder)
+    if any(folder.glob("clip_*")):
+        raise ValueError(f"{folder} holds clips already: give another folder, or move them")
+    paths = {path.stem: path for path in source.paths}
+    written = -1
+    clips: Iterable[Clip] = islice(source.iterate(shuffle_seed=seed), num_clips)
+    for written, clip in enumerate(clips):
+        recording = Recording(paths[clip.recording], source.hygiene)
+        env_actions, _ = recording.env_actions(source.cancel_conflicts)
+        lines = env_actions[clip.start : clip.start + source.num_frames]
+        with RecordingWriter(folder / f"clip_{written}.mp4", recording.fps, source.frame_size, crf=_CRF) as writer:
+            for frame, line in zip(clip.frames.permute(0, 2, 3, 1).numpy(), lines, strict=True):
+                writer.write(frame, line)
+    if written < 0:
+        raise RecordingError(f"no clip of {source.num_frames} frames ({source.report.to_text()})")
+    return written + 1
