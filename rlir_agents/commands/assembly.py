@@ -71,6 +71,7 @@ def assemble(config: Config) -> Assembly:
     env = parts["env"] = build(config["env"], parts, "env")
     parts |= env.interface
     parts["world_model"] = build(config["world_model"], parts, "world_model").to(parts["device"])
+    parts["world_model"].checkpoints_activations = config["checkpoint_activations"]
     policy = build(config["policy"], parts, "policy")
     base = copy.deepcopy(policy).requires_grad_(False)
     parts |= {"policy": policy, "actor_network": policy, "logger": build(config.get("logger"), parts, "logger")}

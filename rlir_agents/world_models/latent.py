@@ -34,8 +34,11 @@ class LatentWorldModel(nn.Module, ABC):
         latent_shape: (c, h, w).
         max_frames: Longest video the model is made for.
         action_dim: A.
+        checkpoints_activations: Make the layers' activations again in the backward pass, which takes a third more time
+            and much less memory; numbers are the same.
     """
 
+    checkpoints_activations: bool = False
     latent_shape: tuple[int, int, int]
     max_frames: int
     action_dim: int

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlir_agents.world_models.activation_checkpointing import run_layer
 from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel
 from rlir_agents.world_models.cpu_cache import new_cache
 from rlir_agents.world_models.kv_cache import KVCache
@@ -109,7 +110,7 @@ class MineWorld(TokenWorldModel):
         rotary = rotary_table(token.shape[1], config.head_dim, config.rope_theta, token.device)
         x = trunk.embed_tokens(token.long())
         for layer in trunk.layers:
-            x = layer(x, rotary)
+            x = run_layer(layer, self.checkpoints_activations, x, rotary)
         return rms_norm(x, trunk.norm.weight, config.rms_norm_eps).to(_product_dtype(x))
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from rlir_agents.world_models.activation_checkpointing import run_layer
 from rlir_agents.world_models.frame_attention import FrameLayout, frame_attention
 from rlir_agents.world_models.frame_cache import FrameCache
 from rlir_agents.world_models.latent import LatentWorldModel, check_frames
@@ -252,7 +253,7 @@ class NFD(LatentWorldModel):
         x = self.x_embedder(latent)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for layer, block in enumerate(self.blocks):
-            x = block(x, condition, rotary, attend_of_layer(layer))
+            x = run_layer(block, self.checkpoints_activations, x, condition, rotary, attend_of_layer(layer))
         return x, condition
 
     def _label(self, timestep: Tensor) -> Tensor:
