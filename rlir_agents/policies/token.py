@@ -19,8 +19,9 @@ from torch.distributions import Categorical
 
 from rlir_agents.hardware import autocast
 from rlir_agents.policies.sequence import known_prefix, sequences_of
+from rlir_agents.policies.token_steps import TokenSteps
 from rlir_agents.policies.value import TokenValue
-from rlir_agents.world_models import Decoder, TokenSampler, TokenWorldModel
+from rlir_agents.world_models import Decoder, TokenSampler, TokenWorldModel, hidden_at
 from rlir_env.layout import TokenLayout
 
 
@@ -56,6 +57,7 @@ class TokenPolicy(TensorDictModuleBase):
         top_p: float = 1.0,
         deterministic: bool = False,
         top_k: int | None = None,
+        positions_per_chunk: int | None = None,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         """Wrap a world model.
@@ -68,6 +70,8 @@ class TokenPolicy(TensorDictModuleBase):
             top_p: See `TokenSampler`.
             deterministic: Take the most probable code instead of sampling.
             top_k: See `TokenSampler`.
+            positions_per_chunk: In sequence mode logits are made for so many positions at a time, and again in the
+                backward pass (see `TokenSteps`); None makes them all at once, which is faster where they fit.
             autocast_dtype: See above.
 
         Raises:
@@ -91,6 +95,9 @@ class TokenPolicy(TensorDictModuleBase):
         self.layout = layout
         self.tokens_per_step = layout.tokens_per_step(tokens_per_step)
         self.sampler = TokenSampler(temperature, top_p, deterministic, top_k)
+        if positions_per_chunk is not None and positions_per_chunk < 1:
+            raise ValueError(f"positions_per_chunk={positions_per_chunk}: give a number from 1 on, or null for all")
+        self.positions_per_chunk = positions_per_chunk
         self.autocast_dtype = autocast_dtype
         self._decoder = Decoder(self.sampler, autocast_dtype)
 
@@ -150,7 +157,7 @@ class TokenPolicy(TensorDictModuleBase):
         taken = {key: entry.unflatten(1, (self.num_steps, self.tokens_per_step)) for key, entry in taken.items()}
         return TensorDict(taken, batch_size=[len(video), self.num_steps])
 
-    def get_dist(self, tensordict: TensorDictBase) -> Categorical:
+    def get_dist(self, tensordict: TensorDictBase) -> Categorical | TokenSteps:
         """The distribution of every token of trajectories, by one forward each, differentiable.
 
         Args:
@@ -169,12 +176,19 @@ class TokenPolicy(TensorDictModuleBase):
         # The last step's own tokens are in no state yet; they condition one another.
         token = token.scatter(1, places[:, -1], action[:, -1].to(token.dtype))
         before = places.flatten(1) - 1  # the token at a place is predicted by the position before it
+        shape = (*tensordict.batch_size, *action.shape[2:])
         with autocast(token.device, self.autocast_dtype):
-            logits = self.world_model(known_prefix(token, before), before)
-        logits = logits[..., : self.world_model.num_codes].unflatten(1, action.shape[1:])
-        logits = self.sampler.truncate(logits, action)
-        shape = (*tensordict.batch_size, *action.shape[2:], -1)
-        return Categorical(logits=logits.reshape(shape), validate_args=False)
+            hidden = hidden_at(self.world_model.hidden(known_prefix(token, before)), before).flatten(0, 1)
+        if self.positions_per_chunk is not None:
+            return TokenSteps(hidden, self._score, action.reshape(shape), self.positions_per_chunk)
+        logits = self._score(hidden, action.flatten())
+        return Categorical(logits=logits.reshape(*shape, -1), validate_args=False)
+
+    def _score(self, hidden: Tensor, action: Tensor) -> Tensor:
+        """Logits ``[M, V]`` of the distributions that were sampled from, by hidden states and the codes taken there."""
+        with autocast(hidden.device, self.autocast_dtype):
+            logits = self.world_model.logits(hidden)
+        return self.sampler.truncate(logits[..., : self.world_model.num_codes], action)
 
     def _common_position(self, tensordict: TensorDictBase) -> int:
         if tensordict.batch_dims != 1:

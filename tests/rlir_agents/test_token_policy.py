@@ -11,7 +11,9 @@ from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import A2CLoss, ClipPPOLoss
 from torchrl.objectives.value import GAE
 
+from rlir_agents.losses import GRPOLoss
 from rlir_agents.policies import TokenPolicy, TokenValue
+from rlir_agents.policies.token_steps import TokenSteps
 from rlir_agents.rollouts import collect
 from rlir_agents.world_models import MineWorld
 from rlir_env.envs import TokenGenerationEnv
@@ -68,6 +70,51 @@ def test_top_p_truncates_in_both_modes() -> None:
     assert (probs > 0).sum(-1).float().mean() < NUM_CODES - 1  # it does truncate
     perturb(policy)  # the nucleus moves on; what was sampled keeps a finite log-prob
     assert policy.get_dist(rollout).log_prob(rollout["action"]).isfinite().all()
+
+
+@pytest.mark.parametrize("entropy_coeff", [0.0, 0.1])
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.7}, {"autocast_dtype": torch.bfloat16}])
+def test_logits_in_chunks_change_nothing_but_the_memory(settings: dict, entropy_coeff: float) -> None:
+    env = make_env()
+    rollout = collect(env, make_policy(env, **settings))
+    rollout["advantage"] = torch.randn(*rollout.shape, 1)
+    found = {}
+    for chunk in (None, 7, 10_000):  # 7 divides nothing here
+        policy = make_policy(env, **settings, positions_per_chunk=chunk)
+        perturb(policy)
+        losses = GRPOLoss(policy, entropy_coeff=entropy_coeff)(rollout.clone())
+        sum(value for key, value in losses.items() if key.startswith("loss_")).backward()
+        gradients = [p.grad for p in policy.parameters()]
+        found[chunk] = policy.get_dist(rollout).log_prob(rollout["action"]), losses["entropy"], gradients
+    tolerance = 1e-6 if settings.get("autocast_dtype") is None else 1e-3  # products in other shapes
+    expected = found.pop(None)
+    for log_prob, entropy, gradients in found.values():
+        torch.testing.assert_close(log_prob, expected[0], atol=tolerance, rtol=0)
+        torch.testing.assert_close(entropy, expected[1], atol=tolerance, rtol=0)
+        for gradient, other in zip(gradients, expected[2], strict=True):
+            assert (gradient - other).norm() <= 10 * tolerance * other.norm()
+    with pytest.raises(ValueError, match="positions_per_chunk=0"):
+        make_policy(env, positions_per_chunk=0)
+
+
+def test_logits_in_chunks_are_not_kept() -> None:
+    """Neither logits nor their softmax: 8,192 codes at 64 positions would be 2 MB each."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 8192)
+    hidden, action = torch.randn(64, 16, requires_grad=True), torch.randint(8192, (4, 16))
+    largest = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        log_prob = TokenSteps(hidden, lambda h, _: head(h), action, positions_per_chunk=8).log_prob(action)
+    assert log_prob.shape == (4, 16) and largest <= hidden.nbytes
+    log_prob.sum().backward()
+    expected = torch.distributions.Categorical(logits=head(hidden)).log_prob(action.flatten())
+    torch.testing.assert_close(log_prob.flatten(), expected)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
