@@ -23,6 +23,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger
 from tqdm import tqdm
@@ -110,6 +111,15 @@ class Trainer:
         self._diagnose = diagnose
         self._update = PolicyUpdate(loss, optimizer, config)
         self._watch = Stopwatch()
+        self._average: AveragedModel | None = None
+        if config.ema_decay is not None:
+            self._average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+            self._average.update_parameters(policy)  # the base model is the first of the mean
+
+    @property
+    def result(self) -> TensorDictModuleBase:
+        """What is evaluated and left: the policy, or the mean of its weights where one is kept."""
+        return self.policy if self._average is None else self._average.module
 
     def train(self) -> dict[str, float]:
         """Run to the end, from the newest checkpoint if there is one.
@@ -129,7 +139,7 @@ class Trainer:
                 figures = self._iterate_and_keep()
                 bar.set_postfix_str(console_line(figures), refresh=False)
                 bar.update()
-        self.run_folder.save_policy(self.policy)
+        self.run_folder.save_policy(self.result)
         return figures
 
     def run_iteration(self) -> dict[str, float]:
@@ -156,6 +166,8 @@ class Trainer:
             self._check_ratio(figures)
         if self.scheduler is not None:
             self.scheduler.step()
+        if self._average is not None:
+            self._average.update_parameters(self.policy)
         self.iteration += 1
         return figures | self._watch.lap()
 
@@ -214,11 +226,11 @@ class Trainer:
             return {}
         with self._watch("evaluate"):
             assert self.evaluate is not None  # checked by the constructor
-            figures = dict(self.evaluate(self.policy))
+            figures = dict(self.evaluate(self.result))
         best_by = self.config.keep_best_by
         if best_by is not None and figures[best_by] > self._best:
             self._best = figures[best_by]
-            self.run_folder.save_policy(self.policy, "best_policy")
+            self.run_folder.save_policy(self.result, "best_policy")
         return figures | self._watch.lap()
 
     def _is_evaluation_due(self, iteration: int) -> bool:
@@ -240,6 +252,7 @@ class Trainer:
             "best": self._best,
             "num_groups_drawn": self.env.num_groups_drawn,
             "modules": modules_state(self.policy, self.loss),
+            "average": None if self._average is None else self._average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "random": random_state(),
@@ -250,6 +263,8 @@ class Trainer:
         self.iteration, self._best = state["iteration"], state["best"]
         self.env.num_groups_drawn = state["num_groups_drawn"]
         load_modules_state(self.policy, self.loss, state["modules"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])

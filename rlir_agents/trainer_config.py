@@ -26,6 +26,9 @@ class TrainerConfig:
             is better; None keeps none.
         checkpoint_every: Iterations between checkpoints.
         num_checkpoints: How many are kept.
+        ema_decay: Keep a running mean of the weights, beginning with the base model's: after each iteration
+            ``mean = ema_decay mean + (1 - ema_decay) weights``. The mean is evaluated, and is what the run leaves; the
+            weights themselves go on sampling and learning. None keeps no mean.
         seed: Of the order of minibatches. Prompts and sampling noise have the env's seed.
     """
 
@@ -40,6 +43,7 @@ class TrainerConfig:
     keep_best_by: str | None = None
     checkpoint_every: int = 5
     num_checkpoints: int = 2
+    ema_decay: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,5 +52,7 @@ class TrainerConfig:
         too_small = [name for name in counts if getattr(self, name) < 1]
         if too_small:
             raise ValueError(f"{', '.join(too_small)}: must be at least 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}: give a number between 0 and 1, for instance 0.9, or null")
         if self.keep_best_by is not None and not self.evaluate_every:
             raise ValueError("keep_best_by compares evaluations: set evaluate_every too")

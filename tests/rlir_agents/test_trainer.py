@@ -211,6 +211,36 @@ def test_evaluation_before_every_n_and_after_and_the_best_is_kept(tmp_path):
     assert torch.equal(load_file(tmp_path / "policy.safetensors")["logits"], weights(trainer))
 
 
+def test_the_mean_of_the_weights_is_what_is_evaluated_and_left(tmp_path):
+    trainer = make_trainer(tmp_path / "mean", ema_decay=0.75, evaluate_every=1, num_iterations=3, checkpoint_every=1)
+    mean = weights(trainer).clone()
+    for _ in range(3):
+        trainer._iterate_and_keep()
+        mean = 0.75 * mean + 0.25 * weights(trainer)
+    trainer.train()  # nothing is left to do but to leave the result
+    torch.testing.assert_close(load_file(tmp_path / "mean" / "policy.safetensors")["logits"], mean)
+    torch.testing.assert_close(trainer.result.logits, mean)
+    plain = make_trainer(tmp_path / "plain", num_iterations=3)
+    plain.train()
+    assert torch.equal(weights(plain), weights(trainer))  # the mean has no say in what is learnt
+    rows = (tmp_path / "mean/metrics/scalars/eval/logit.csv").read_text().split()
+    assert float(rows[-1].split(",")[1]) == pytest.approx(mean.max().item())
+
+
+def test_a_resumed_run_goes_on_with_its_mean(tmp_path):
+    whole = make_trainer(tmp_path / "whole", ema_decay=0.5, num_iterations=4)
+    whole.train()
+    part = make_trainer(tmp_path / "part", ema_decay=0.5, num_iterations=4)
+    for _ in range(2):
+        part._iterate_and_keep()
+    assert part.run_folder.checkpoints.newest() is not None
+    again = make_trainer(tmp_path / "part", ema_decay=0.5, num_iterations=4)
+    again.train()
+    assert torch.equal(again.result.logits, whole.result.logits)
+    with pytest.raises(ValueError, match="ema_decay=1.0: give a number between 0 and 1"):
+        make_trainer(tmp_path, ema_decay=1.0)
+
+
 def test_a_nan_in_the_reward_is_named_and_the_last_checkpoint_stays(tmp_path):
     trainer = make_trainer(tmp_path)
     read = trainer.env.reward_fn.forward
