@@ -13,9 +13,11 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 Config = dict[str, Any]
+
+_FILES = ("world", "idm", "data")
 
 
 def config_folder() -> Path:
@@ -57,21 +59,40 @@ def _is_used(root: Path, group: Path) -> bool:
 
 
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    overrides = [_of_file(override) for override in overrides]
     with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
         try:
-            return compose(verb, list(overrides))
+            return compose(verb, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise ValueError(_explain(verb, overrides, error)) from error
 
 
+def _of_file(override: str) -> str:
+    """``world=PATH``, ``idm=PATH`` and ``data=PATH`` name files of others (``configs/world/published.yaml``)."""
+    key, _, value = override.partition("=")
+    is_option = (config_folder() / key / f"{value}.yaml").is_file()
+    if key not in _FILES or is_option or not ("/" in value or Path(value).exists()):
+        return override
+    quoted = value.replace("'", "\\'")
+    return f"files.{key}='{quoted}'"
+
+
 def _plain(config: DictConfig) -> Config:
-    missing = sorted(OmegaConf.missing_keys(config))
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except InterpolationToMissingValueError:  # what others refer to: look at it alone
+        missing = [f"{key}=PATH" for key, value in _raw(config["files"]).items() if value == "???"]
+        raise ValueError(f"give {', '.join(missing)}") from None
     if missing:
         raise ValueError(f"give {', '.join(f'{key}=...' for key in missing)}")
     try:
         return cast(Config, OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _raw(config: DictConfig) -> Config:
+    return cast(Config, OmegaConf.to_container(config, resolve=False))
 
 
 def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
@@ -94,6 +115,8 @@ def _unknown_key(config: DictConfig, override: str) -> str | None:
     key, separator, _ = override.partition("=")
     if not separator:
         return f"{override!r} is no override; write key=value"
+    if key.startswith("files.") and "files" not in config:
+        return f"{key.removeprefix('files.')}=PATH goes with world=published, as in experiment=mineworld_300m_rlir"
     node: Any = config
     path = key.lstrip("+~").split(".")
     for depth, name in enumerate(path):

@@ -9,6 +9,7 @@ from rlir_env.assets.folder import AssetFolder, asset_folder
 from rlir_env.assets.manifest import Manifest
 from rlir_env.assets.models import read_idm, read_tokenizer, write_model
 from rlir_env.assets.prompt_files import write_prompts
+from rlir_env.assets.published_world import load_published_world, published_judge
 from rlir_env.assets.world import World, load_judge, load_world
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "World",
     "asset_folder",
     "load_judge",
+    "load_published_world",
     "load_world",
+    "published_judge",
     "read_idm",
     "read_tokenizer",
     "write_model",

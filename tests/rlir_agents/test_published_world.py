@@ -1,0 +1,134 @@
+"""The paper's experiments from files of others: checkpoints in the published layouts, small, and recordings."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_assets import write_gameplay
+from torch import nn
+
+from rlir_agents.cli import main
+from rlir_agents.world_models import NFD, MineWorld, MineWorldConfig, NFDConfig
+from rlir_env.assets import load_published_world, published_judge
+from rlir_env.checkpoints import load_foreign
+from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
+from rlir_env.tokenizers import KLConfig, KLTokenizer, VQConfig, VQTokenizer
+
+pytest.importorskip("av")
+
+FRAME_SIZE, NUM_FRAMES = (32, 64), 4
+# Stride 16, as published: 2 x 4 codes a frame. The group norms have the published 32 groups.
+VQ = VQConfig(FRAME_SIZE, (32,) * 5, 1, latent_channels=8, num_vq_embeddings=16)
+LM = MineWorldConfig(16, 86, 128, 64, 1, 2, 1)
+KL = KLConfig(FRAME_SIZE, 32, (1, 1, 1), 1, embed_dim=4)
+DIT = NFDConfig((4, 8, 16), 2, 64, 1, 1, 64, action_dim=39)
+NET = {
+    "attention_heads": 2,
+    "attention_mask_style": "none",
+    "attention_memory_size": 8,
+    "timesteps": 8,
+    "conv3d_params": {"inchan": 3, "outchan": 4, "kernel_size": [5, 1, 1], "padding": [2, 0, 0]},
+    "hidsize": 32,
+    "img_shape": [16, 16, 4],
+    "impala_width": 1,
+    "impala_kwargs": {"post_pool_groups": 1},
+    "init_norm_kwargs": {"batch_norm": False, "group_norm_groups": 1},
+    "n_recurrence_layers": 1,
+    "pointwise_ratio": 2,
+    "pointwise_use_activation": False,
+    "recurrence_is_residual": True,
+    "recurrence_type": "transformer",
+    "single_output": True,
+    "only_img_input": True,
+    "use_pointwise_layer": True,
+    "use_pre_lstm_ln": False,
+}
+
+
+def under(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: tensor for key, tensor in module.half().state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """What a researcher holds: two checkpoints, VPT's IDM, recordings."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    dit = NFD(DIT)
+    nn.init.normal_(dit.final_layer.linear.weight, std=0.02)  # a fresh one paints nothing
+    lm = {"state_dict": under(MineWorld(LM), "") | under(VQTokenizer(VQ), "tokenizer.model.")}
+    torch.save(lm, folder / "mineworld.ckpt")
+    live = {"state_dict": under(dit, "model.") | under(KLTokenizer(KL), "tokenizer."), "global_step": 5}
+    torch.save(live, folder / "nfd.ckpt")
+    args = {"net": {"args": NET}, "pi_head_opts": {"temperature": 4}}
+    (folder / "idm").mkdir()
+    (folder / "idm" / "4x_idm.model").write_bytes(pickle.dumps({"model": {"args": args}}))
+    idm = VPTInverseDynamics(VPTConfig.from_published(NET, args["pi_head_opts"]))
+    torch.save(idm.state_dict(), folder / "idm" / "4x_idm.weights")
+    for seed, split in enumerate(("train", "dev", "test")):
+        write_gameplay(folder / "data" / split, 16, seed)
+    return folder
+
+
+COMMON = [
+    *(f"world.frozen.frame_size=[{FRAME_SIZE[0]},{FRAME_SIZE[1]}]", f"world.frozen.num_frames={NUM_FRAMES}"),
+    *("env.num_prompts=2", "env.group_size=2", "trainer.num_iterations=3", "trainer.evaluate_every=0"),
+    *("device=cpu", "num_threads=1", "evaluation.num_dev_clips=2"),
+    "reward=log_prob",  # an untrained IDM reads no whole game action rightly, and Eq. 3 would teach nothing
+]
+SIZES = "+world_model.config={latent_size: [8, 16], max_frames: 4}"
+EXPERIMENTS = {
+    "mineworld_300m_rlir": ("mineworld.ckpt", []),
+    "nfd_310m_rlir": ("nfd.ckpt", [SIZES, "env.timesteps.num_steps=4"]),
+}
+PREFIX = {"mineworld.ckpt": "", "nfd.ckpt": "model."}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_post_training_needs_three_paths(files, tmp_path, experiment):
+    checkpoint, settings = EXPERIMENTS[experiment]
+    paths = [f"world={files / checkpoint}", f"idm={files / 'idm'}", f"data={files / 'data'}"]
+    run = ["train", f"experiment={experiment}", f"run_dir={tmp_path / 'run'}", *paths, *COMMON, *settings]
+    assert main(run) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["num_iterations"] == 3 and summary["num_clips"] == 4  # 16 frames are four clips of four
+    # The paper's: one reader for both.
+    assert summary["judge_f1"]["before"] == summary["coach_f1"]["before"]
+    ratio = (tmp_path / "run/metrics/scalars/train/ratio_at_first_update.csv").read_text().split()[0]
+    assert float(ratio.split(",")[1]) == pytest.approx(1, abs=1e-3)
+    learnt, published = load_file(tmp_path / "run" / "policy.safetensors"), load_foreign(files / checkpoint)
+    moved = [
+        key for key in learnt if (learnt[key] != published[PREFIX[checkpoint] + key.removeprefix("world_model.")]).any()
+    ]
+    assert len(moved) > len(learnt) / 2
+    assert main(["inspect", str(tmp_path / "run" / "policy.safetensors")]) == 0
+
+
+def test_files_are_found_whichever_is_named(files):
+    for path in (files / "idm", files / "idm" / "4x_idm.model", files / "idm" / "4x_idm.weights"):
+        assert published_judge(path).config.hidsize == 32
+    with pytest.raises(FileNotFoundError, match=r"there is no .*other\.model"):
+        published_judge(files / "idm" / "other.weights")
+    with pytest.raises(ValueError, match=r"holds 0 files \*\.weights"):
+        published_judge(files / "data")
+
+
+def test_recordings_are_split_by_folder_or_by_name(files, tmp_path):
+    settings = {"frame_size": FRAME_SIZE, "num_frames": NUM_FRAMES, "num_prompts": {"train": 2}}
+    world = load_published_world(files / "mineworld.ckpt", files / "idm", files / "data", **settings)
+    assert world.prompts["train"].num_prompts == 2 and world.prompts["test"].num_prompts == 4
+    frames = world.prompts["dev"].get([0]).context_frames
+    assert frames.shape == (1, 1, 3, *FRAME_SIZE) and world.tokenizer.encode(frames).shape == (1, 1, 8)
+    assert [sum(shares) for shares in world.class_frequency] == pytest.approx([1.0] * 9)
+    for seed in range(12):
+        write_gameplay(tmp_path / str(seed), 16, seed)
+        for file in (tmp_path / str(seed)).iterdir():
+            file.rename(tmp_path / f"{seed}{file.suffix}")
+    flat = load_published_world(files / "mineworld.ckpt", files / "idm", tmp_path, **settings).prompts
+    assert len(flat.videos["train"]) > 8 and sum(map(len, flat.videos.values())) == 12
+    with pytest.raises(ValueError, match="no .* clip of 4 frames in 0 recordings"):
+        for split in ("dev", "test"):  # a twentieth of twelve recordings may be none
+            flat[split]
