@@ -99,8 +99,8 @@ def test_denoising_is_learnt(algorithm, tmp_path):
     env = denoising_env(num_prompts=16, group_size=16)
     policy = teach_random_play(denoising_policy(env), num_codes=3)
     # A clip of 0.2 hardly binds where log-probs are means over a latent's dimensions: with it the reward rises to 0.9
-    # and falls again.
-    numbers = {"num_epochs": 2, "num_minibatches": 4, "learning_rate": 5e-3, "clip_epsilon": 0.03}
+    # and falls again. With 0.03 rounding alone decides between 0.90 and 0.98; of 12 runs with 0.02 one ended at 0.94.
+    numbers = {"num_epochs": 2, "num_minibatches": 4, "learning_rate": 5e-3, "clip_epsilon": 0.02, "num_iterations": 60}
     check_learning(make_trainer(env, policy, algorithm, tmp_path, **numbers))
 
 
