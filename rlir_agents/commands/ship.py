@@ -81,7 +81,9 @@ def _check_disjoint(folder: AssetFolder, source: Path, name: str, recordings: st
     Raises:
         ValueError: if something else was made from the same recordings.
     """
-    others = {Path(file).stem: entry["recordings"] for file, entry in folder.manifest.files.items()}
+    # A set of prompts is three files in a folder of its name.
+    names = ((Path(file), entry) for file, entry in folder.manifest.files.items())
+    others = {path.parent.name or path.stem: entry["recordings"] for path, entry in names}
     for other, theirs in others.items():
         may_share = other == name or {other, name} <= set(_OF_WORLD_MODEL)
         if theirs == recordings and not may_share:

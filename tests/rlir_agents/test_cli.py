@@ -130,6 +130,7 @@ def test_training_leaves_summary_and_report(assets, tmp_path, capsys):
 def test_what_must_be_from_different_maps_is_not_shipped_together(assets, tmp_path, capsys):
     folder = shutil.copytree(assets, tmp_path / "assets")
     judge = assets.parent / "judge"  # a run made from the recordings "judge"
+    assert main(["ship", str(assets.parent / "mineworld"), f"into={folder}"]) == 0  # beside prompts of the same maps
     assert main(["ship", str(judge), "as=coach", f"into={folder}"]) == 2
     assert "comes from the recordings 'judge', and so does the shipped judge" in capsys.readouterr().err
     assert main(["ship", str(assets.parent / "recordings" / "dev"), "as=test", f"into={folder}"]) == 2
