@@ -33,7 +33,11 @@ ROOT_OF_GROUP = {
     **dict.fromkeys(("model", "recordings", "idm", "tokenizer"), "pretrain"),
 }
 MODEL_OF_GROUP = {"idm": "idm", "tokenizer": "tokenizer", "recordings": "idm"}
-MANDATORY = {"recordings": ["prompts.folder=x"], "checkpoint": ["world_model.path=x"]}
+MANDATORY = {
+    "recordings": ["prompts.folder=x"],
+    "checkpoint": ["world_model.path=x"],
+    "published": ["files.world=x", "files.idm=x", "files.data=x"],
+}
 
 
 def test_every_group_is_tested():
@@ -45,8 +49,10 @@ def test_every_key_is_a_keyword(group, option):
     overrides = [f"{group}={option}"]
     if group in MODEL_OF_GROUP:
         overrides.append(f"model={MODEL_OF_GROUP[group]}")
-    if group in ("prompts", "world_model"):
+    if group in ("prompts", "world", "world_model"):
         overrides += MANDATORY.get(option, [])
+    if group == "experiment" and option.endswith(("00m_rlir", "10m_rlir", "74m_rlir")):  # of published models
+        overrides += MANDATORY["published"]
     config = compose_config(ROOT_OF_GROUP[group], overrides)
     found = list(nodes(config))
     assert found
