@@ -13,9 +13,10 @@ import json
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlir_env.atomic_files import replacing
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _CONFIG_KEY = "config"
 _KEYS_SHOWN = 10  # per kind of mismatch in an error; a wrong architecture mismatches in hundreds
@@ -69,15 +72,19 @@ def load_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
     Raises:
         ValueError: If the file holds no config, because somebody else wrote it.
     """
-    state_dict, metadata = _read_safetensors(path)
-    if _CONFIG_KEY not in metadata:
-        raise ValueError(f"{path} holds no config; write it with rlir_env.checkpoints.save_safetensors")
-    return state_dict, json.loads(metadata[_CONFIG_KEY])
+    with _open_safetensors(path) as file:
+        metadata = file.metadata() or {}
+        if _CONFIG_KEY not in metadata:
+            raise ValueError(f"{path} holds no config; write it with rlir_env.checkpoints.save_safetensors")
+        return _mapped_tensors(file), json.loads(metadata[_CONFIG_KEY])
 
 
 def is_own_file(path: str | Path) -> bool:
     """Whether :func:`save_safetensors` wrote this file, which then holds its config."""
-    return Path(path).suffix == ".safetensors" and _CONFIG_KEY in _read_safetensors(path)[1]
+    if Path(path).suffix != ".safetensors":
+        return False
+    with _open_safetensors(path) as file:
+        return _CONFIG_KEY in (file.metadata() or {})
 
 
 def load_foreign(path: str | Path) -> dict[str, Tensor]:
@@ -96,7 +103,8 @@ def load_foreign(path: str | Path) -> dict[str, Tensor]:
         ValueError: If the file is damaged, holds pickled code, which is not run, or no state dict.
     """
     if Path(path).suffix == ".safetensors":
-        return _own_names(_read_safetensors(path)[0])
+        with _open_safetensors(path) as file:
+            return _own_names(_mapped_tensors(file))
     content = _read_torch_file(path)
     if isinstance(content, Mapping) and not _is_state_dict(content):
         content = next((content[key] for key in _STATE_DICT_KEYS if _is_state_dict(content.get(key))), content)
@@ -136,13 +144,17 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}; nothing was run")
 
 
-def _read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors, mapped from the file, and its metadata."""
+@contextmanager
+def _open_safetensors(path: str | Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+
+
+def _mapped_tensors(file: Any) -> dict[str, Tensor]:
+    return {name: file.get_tensor(name) for name in file.keys()}
 
 
 def _read_torch_file(path: str | Path) -> Any:
@@ -169,30 +181,45 @@ def _own_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in named.items()}
 
 
-def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], strip_prefixes: Sequence[str] = ()) -> None:
+def filled(build: Callable[[], Module], weights: Mapping[str, Tensor]) -> Module:
+    """A module with these weights. Fresh ones are never made, which at 1.2 billion takes longer than reading.
+
+    Args:
+        build: Makes the module; it is called under ``torch.device("meta")``.
+        weights: Of all its parameters and buffers.
+
+    Returns:
+        The module on the CPU, in its own types.
+
+    Raises:
+        ValueError: Lists what is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        module = build()
+    load_strict(module, weights)
+    return module
+
+
+def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Copies weights into a module; every key must be on both sides, with the same shape.
 
     A module on the meta device gets memory of its own on the CPU, one tensor after the other: so a large model is
-    never made twice. Build it under ``torch.device("meta")``, and load a memory-mapped file.
+    never made twice.
 
     Args:
         module: Is filled in place, in its own types and on its own devices; unchanged if this
             fails.
         state_dict: The weights.
-        strip_prefixes: If all keys start with one of these, it is removed; the first that fits
-            counts. For MineWorld's tokenizer: ``("tokenizer.model.", "model.")``.
 
     Raises:
         ValueError: Lists what is missing, unexpected or of another shape.
     """
-    prefix = next((p for p in strip_prefixes if all(k.startswith(p) for k in state_dict)), "")
-    given = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
-    check_weights(module, given)
+    check_weights(module, state_dict)
     expected = module.state_dict()
     is_meta = any(tensor.is_meta for tensor in expected.values())
     if is_meta:
-        given = {key: tensor.to(expected[key].dtype, copy=True) for key, tensor in given.items()}
-    module.load_state_dict(given, assign=is_meta)
+        state_dict = {key: tensor.to(expected[key].dtype, copy=True) for key, tensor in state_dict.items()}
+    module.load_state_dict(state_dict, assign=is_meta)
 
 
 def check_weights(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

@@ -99,6 +99,11 @@ class GameActionSpec:
         """The class of every slot that means "nothing pressed" or "no motion"."""
         return tuple(slot.none_class for slot in self.slots)
 
+    def class_shares(self, slots: np.ndarray) -> list[np.ndarray]:
+        """For every slot the share of each of its classes in int ``[N, S]``; zeros where N is 0."""
+        counts = (np.bincount(column, minlength=n) for column, n in zip(slots.T, self.num_classes, strict=True))
+        return [count / max(1, len(slots)) for count in counts]
+
     def index(self, name: str) -> int:
         """Position of a slot.
 

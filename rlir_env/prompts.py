@@ -11,14 +11,15 @@ frame size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from rlir_env.recordings import ClipFilter, ClipSource, VPTHygiene, list_recordings
+from rlir_env.recordings import Clip, ClipFilter, ClipSource, VPTHygiene, list_recordings
 from rlir_env.recordings.recording import read_options
+from rlir_env.recordings.vpt_hygiene import NO_HYGIENE
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,29 @@ class PromptSource(ABC):
     @abstractmethod
     def get(self, indices: torch.Tensor | Sequence[int]) -> GenerationPrompt:
         """The prompts with these indices (long ``[P]``, repeats allowed)."""
+
+
+class PromptsBySplit(Mapping[str, PromptSource]):
+    """Prompts by the name of their split, each made once, when it is first asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], PromptSource]]) -> None:
+        """Keep what makes the prompts of each split."""
+        self._makers = makers
+        self._made: dict[str, PromptSource] = {}
+
+    def __getitem__(self, split: str) -> PromptSource:
+        """The prompts of a split; raises what their maker raises."""
+        if split not in self._made:
+            self._made[split] = self._makers[split]()
+        return self._made[split]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the splits."""
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        """How many splits there are."""
+        return len(self._makers)
 
 
 class ClipPrompts(PromptSource):
@@ -120,7 +144,7 @@ class ClipPrompts(PromptSource):
         stride: int | None = None,
         clip_filter: ClipFilter | None = None,
         has_targets: bool = True,
-        hygiene: VPTHygiene | None = None,
+        hygiene: VPTHygiene = NO_HYGIENE,
     ) -> ClipPrompts:
         """Cut the recordings of a folder into clips.
 
@@ -135,7 +159,7 @@ class ClipPrompts(PromptSource):
             stride: frames between the starts of windows; F where None.
             clip_filter: None keeps all.
             has_targets: see the constructor.
-            hygiene: what is mended while reading VPT's own recordings; None mends nothing.
+            hygiene: what is mended while reading; for VPT's own recordings.
 
         Raises:
             RecordingError: if a recording is broken or there are none.
@@ -150,11 +174,16 @@ class ClipPrompts(PromptSource):
             num_frames,
             stride,
             clip_filter or ClipFilter.keep_all(),
-            hygiene=hygiene or VPTHygiene(),
+            hygiene=hygiene,
         )
         clips = list(source.iterate())
         if not clips:
             raise ValueError(f"{folder}: no clip of {num_frames} frames ({source.report.to_text()})")
+        return cls.from_clips(clips, num_context_frames, has_targets)
+
+    @classmethod
+    def from_clips(cls, clips: Sequence[Clip], num_context_frames: int = 1, has_targets: bool = True) -> ClipPrompts:
+        """Hold these clips, at least one and all of one length; see the constructor."""
         return cls(
             torch.stack([clip.frames for clip in clips]),
             torch.stack([clip.game_action for clip in clips]),

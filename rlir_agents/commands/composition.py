@@ -81,7 +81,7 @@ def _plain(config: DictConfig) -> Config:
     try:
         missing = sorted(OmegaConf.missing_keys(config))
     except InterpolationToMissingValueError:  # what others refer to: look at it alone
-        missing = [f"{key}=PATH" for key, value in _raw(config["files"]).items() if value == "???"]
+        missing = [f"{key}=PATH" for key in config["files"] if OmegaConf.is_missing(config["files"], key)]
         raise ValueError(f"give {', '.join(missing)}") from None
     if missing:
         raise ValueError(f"give {', '.join(f'{key}=...' for key in missing)}")
@@ -89,10 +89,6 @@ def _plain(config: DictConfig) -> Config:
         return cast(Config, OmegaConf.to_container(config, resolve=True))
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from error
-
-
-def _raw(config: DictConfig) -> Config:
-    return cast(Config, OmegaConf.to_container(config, resolve=False))
 
 
 def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:

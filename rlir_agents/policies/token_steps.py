@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
 from torch.distributions.constraints import Constraint
-from torch.utils.checkpoint import checkpoint
+
+from rlir_agents.world_models.activation_checkpointing import run_layer
 
 
 class TokenSteps(Distribution):
@@ -52,10 +53,5 @@ class TokenSteps(Distribution):
             return figure(Categorical(logits=self.score(hidden, action), validate_args=False), codes)
 
         parts = (part.split(self.positions_per_chunk) for part in (self.hidden, self.action.flatten(), value.flatten()))
-        chunks = [
-            checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
-            if torch.is_grad_enabled()
-            else of_chunk(*chunk)
-            for chunk in zip(*parts, strict=True)
-        ]
+        chunks = [run_layer(of_chunk, True, *chunk) for chunk in zip(*parts, strict=True)]
         return torch.cat(chunks).reshape(self.batch_shape)

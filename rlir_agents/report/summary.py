@@ -125,7 +125,7 @@ def psnr_change_by_stillness(
 ) -> list[dict[str, float]] | None:
     """Where the picture gains or loses: by quarters of the clips, from those that move most to those that stand still.
 
-    A reward for readable keys may teach motion where the real clip has none, at a wall for example; then the last
+    A reward for readable keys may teach motion where the real clip has none: then the last
     quarter pays. Quarters are of the PSNR of a copy of the given frame, which knows nothing of either model.
 
     Args:

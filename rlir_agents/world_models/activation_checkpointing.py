@@ -5,24 +5,23 @@ A layer then keeps its input alone. Numbers do not change: it runs twice on the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def run_layer(layer: nn.Module, is_checkpointed: bool, x: Tensor, *others: Any) -> Tensor:
-    """Run a layer.
+def run_layer(layer: Callable[..., Tensor], is_checkpointed: bool, *inputs: Any) -> Tensor:
+    """Run a layer, or any function of tensors.
 
     Args:
         layer: Without randomness, so that the second run is the first.
         is_checkpointed: Make its activations again in the backward pass.
-        x: What it transforms.
-        *others: Further inputs.
+        *inputs: Of the layer.
     """
     if is_checkpointed and torch.is_grad_enabled():
-        result: Tensor = checkpoint(layer, x, *others, use_reentrant=False, preserve_rng_state=False)
-        return result
-    output: Tensor = layer(x, *others)
-    return output
+        output: Tensor = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return output
+    return layer(*inputs)

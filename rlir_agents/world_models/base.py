@@ -41,8 +41,8 @@ class TokenWorldModel(nn.Module, ABC):
         vocab_size: All ids.
         hidden_size: h.
         max_length: Longest sequence the model is made for.
-        checkpoints_activations: Make the layers' activations again in the backward pass, which takes a third more time
-            and much less memory; numbers are the same.
+        checkpoints_activations: Make the layers' activations again in the backward pass, which takes one more forward
+            pass and much less memory; numbers are the same.
     """
 
     checkpoints_activations: bool = False

@@ -209,7 +209,7 @@ def generate(
         weights = model.decoding_weights(next(model.parameters()).dtype if dtype is None else dtype)
         schedule = diagonal_schedule(layout, grid_size, window, decoding)
         cache = weights.new_positioned_cache(num_rows, layout.sequence_length) if cache is None else cache
-        generate_diagonally(weights, token, layout, schedule, sampler, seed, cache)
+        generate_diagonally(weights, token, schedule, sampler, seed, cache)
     return token[:, layout.action_positions.to(device)]
 
 

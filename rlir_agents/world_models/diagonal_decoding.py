@@ -121,33 +121,26 @@ def _front(layout: TokenLayout, starts: list[int], grid_size: tuple[int, int], w
 def generate_diagonally(
     weights: MineWorldDecoding,
     token: Tensor,
-    layout: TokenLayout,
     schedule: Iterator[Pass],
     sampler: TokenSampler,
     seed: Tensor,
     cache: PositionedCache,
-) -> Tensor:
+) -> None:
     """Run a schedule.
 
     Args:
         weights: Of the world model.
         token: Integer ``[B, L]`` with the first frame and all words in their places; filled in place.
-        layout: Where these are.
         schedule: From :func:`diagonal_schedule`.
         sampler: How a code is chosen.
         seed: Episode seeds, long ``[B]``; a code's noise is a function of its place, as in `decoding.py`.
         cache: Fresh; or that of another video, whose keys and values are then seen where nothing is written yet. The
             published script never clears its cache.
-
-    Returns:
-        Log-probabilities of the codes under the distributions that they were drawn from, float32 ``[B, F K]``.
     """
-    log_probs = torch.zeros(token.shape, device=token.device)
     for one in schedule:
         positions = torch.tensor(one.positions, device=token.device)
         attend = [partial(cache.attend, layer, positions) for layer in range(len(cache.keys))]
         logits = weights.feed_at(token[:, list(one.sources)], positions, attend, list(one.wanted))
         targets = torch.tensor(one.targets, device=token.device)
-        codes, log_prob = sampler.draw(logits, counter_uniform(seed[:, None], targets))
-        token[:, targets], log_probs[:, targets] = codes.to(token.dtype), log_prob
-    return log_probs[:, layout.action_positions.to(token.device)]
+        codes, _ = sampler.draw(logits, counter_uniform(seed[:, None], targets))
+        token[:, targets] = codes.to(token.dtype)

@@ -14,7 +14,7 @@ vector; c, h, w a latent's channels, height and width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ from torch import Tensor, nn
 from rlir_agents.world_models.frame_cache import FrameCache
 
 Form = Literal["A", "A2", "B", "C"]
+
+
+class SelectedSteps(NamedTuple):
+    """Frames at selected denoising steps, and what they see; shapes as in `LatentWorldModel.velocity_of_steps`."""
+
+    context: Tensor
+    context_timestep: Tensor
+    latent: Tensor
+    timestep: Tensor
+    game_action_vector: Tensor | None
 
 
 class LatentWorldModel(nn.Module, ABC):
@@ -34,8 +44,8 @@ class LatentWorldModel(nn.Module, ABC):
         latent_shape: (c, h, w).
         max_frames: Longest video the model is made for.
         action_dim: A.
-        checkpoints_activations: Make the layers' activations again in the backward pass, which takes a third more time
-            and much less memory; numbers are the same.
+        checkpoints_activations: Make the layers' activations again in the backward pass, which takes one more forward
+            pass and much less memory; numbers are the same.
     """
 
     checkpoints_activations: bool = False
@@ -108,15 +118,8 @@ class LatentWorldModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def _joint_hidden(
-        self,
-        context: Tensor,
-        context_timestep: Tensor,
-        latent: Tensor,
-        timestep: Tensor,
-        game_action_vector: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Frames at selected denoising steps, by one pass; arguments as in :meth:`velocity_of_steps`, and checked.
+    def _joint_hidden(self, steps: SelectedSteps) -> tuple[Tensor, Tensor]:
+        """Frames at selected denoising steps, which were checked, by one pass.
 
         Returns:
             Hidden states ``[B, M K, S, d]`` of their S tokens before the head, and conditions ``[B, M K, d]``.
@@ -149,8 +152,9 @@ class LatentWorldModel(nn.Module, ABC):
         Raises:
             ValueError: if shapes do not fit, or the video is too long.
         """
-        _check_steps(self, context, context_timestep, latent, timestep, game_action_vector)
-        hidden, _ = self._joint_hidden(context, context_timestep, latent, timestep, game_action_vector)
+        selected = SelectedSteps(context, context_timestep, latent, timestep, game_action_vector)
+        _check_steps(self, selected)
+        hidden, _ = self._joint_hidden(selected)
         return hidden.mean(2).unflatten(1, latent.shape[1:3])
 
     def velocity_of_steps(
@@ -188,7 +192,7 @@ class LatentWorldModel(nn.Module, ABC):
         """
         if form not in get_args(Form):
             raise ValueError(f"form={form!r}: choose one of {', '.join(get_args(Form))}; 'C' is the cheapest")
-        _check_steps(self, context, context_timestep, latent, timestep, game_action_vector)
+        _check_steps(self, SelectedSteps(context, context_timestep, latent, timestep, game_action_vector))
         num_generated, num_steps = latent.shape[1:3]
         num_given = context.shape[1] + 1 - num_generated
         frames = [slice(i, i + 1) for i in range(num_generated)] if form in ("A", "A2") else [slice(0, num_generated)]
@@ -196,15 +200,14 @@ class LatentWorldModel(nn.Module, ABC):
 
         def evaluate(frame: slice, step: slice) -> Tensor:
             end = num_given + frame.stop
-            steps = latent[:, frame, step]
-            joint = self._joint_hidden(
+            selected = SelectedSteps(
                 context[:, : end - 1],
                 context_timestep[:, : end - 1],
-                steps,
+                latent[:, frame, step],
                 timestep[:, frame, step],
                 None if game_action_vector is None else game_action_vector[:, :end],
             )
-            return self._head(*joint).unflatten(1, steps.shape[1:3])
+            return self._head(*self._joint_hidden(selected)).unflatten(1, selected.latent.shape[1:3])
 
         by_frame = [torch.cat([evaluate(frame, step) for step in steps], dim=2) for frame in frames]
         return torch.cat(by_frame, dim=1)
@@ -267,25 +270,18 @@ def check_frames(
         )
 
 
-def _check_steps(
-    model: LatentWorldModel,
-    context: Tensor,
-    context_timestep: Tensor,
-    latent: Tensor,
-    timestep: Tensor,
-    game_action_vector: Tensor | None,
-) -> None:
+def _check_steps(model: LatentWorldModel, steps: SelectedSteps) -> None:
     """Hold selected steps ``[B, M, K, c, h, w]`` and their context ``[B, F-1, c, h, w]`` against the model."""
-    check_frames(model, context, context_timestep, None)
-    num_rows, num_frames = context.shape[0], context.shape[1] + 1
+    check_frames(model, steps.context, steps.context_timestep, None)
+    latent, num_rows, num_frames = steps.latent, steps.context.shape[0], steps.context.shape[1] + 1
     is_latent = latent.ndim == 6 and latent.shape[3:] == model.latent_shape
     if not is_latent or len(latent) != num_rows or not 1 <= latent.shape[1] < num_frames:
         raise ValueError(
             f"latents of shape {tuple(latent.shape)} behind {num_frames - 1} frames of {num_rows} videos: give "
             f"[{num_rows}, M, K, {', '.join(map(str, model.latent_shape))}] with M from 1 to {num_frames - 1}"
         )
-    _check_timesteps(timestep, latent.shape[:3])
-    _check_vector(model, game_action_vector, (num_rows, num_frames))
+    _check_timesteps(steps.timestep, latent.shape[:3])
+    _check_vector(model, steps.game_action_vector, (num_rows, num_frames))
     if num_frames > model.max_frames:
         raise ValueError(
             f"a video of {num_frames} frames is longer than max_frames={model.max_frames}; "

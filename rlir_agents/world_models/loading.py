@@ -6,16 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
 from rlir_agents.world_models.nfd import NFD, NFDConfig
-from rlir_env.checkpoints import is_own_file, load_foreign, load_safetensors, load_strict, num_blocks, part_of
-
-Model = TypeVar("Model", bound=nn.Module)
+from rlir_env.checkpoints import filled, is_own_file, load_foreign, load_safetensors, num_blocks, part_of
 
 # By the class that is written in our own files, from sizes to an untrained model.
 _BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD]] = {
@@ -61,10 +58,10 @@ def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) 
     state_dict = load_foreign(path)
     if any(key.endswith(MINEWORLD_LANDMARK) for key in state_dict):
         weights = mineworld_weights(state_dict)
-        return _filled(lambda: MineWorld(mineworld_config(weights, config)), weights)
+        return filled(lambda: MineWorld(mineworld_config(weights, config)), weights)
     if any(key.endswith(NFD_LANDMARK) for key in state_dict):
         weights = nfd_weights(state_dict)
-        return _filled(lambda: NFD(nfd_config(weights, **(config or {}))), weights)
+        return filled(lambda: NFD(nfd_config(weights, **(config or {}))), weights)
     raise ValueError(f"{path} holds no world model that is known here: `rlir inspect {path}` says what it holds")
 
 
@@ -84,7 +81,7 @@ def read_world_model(path: str | Path) -> MineWorld | NFD:
     name = facts.get("class")
     if name not in _BUILDERS:
         raise ValueError(f"{path} holds a {name}, no world model: give a file of {' or '.join(_BUILDERS)}")
-    return _filled(lambda: _BUILDERS[name](facts["sizes"]), weights)
+    return filled(lambda: _BUILDERS[name](facts["sizes"]), weights)
 
 
 def make_mineworld(config: MineWorldConfig, weights: str | Path | None = None) -> MineWorld:
@@ -99,7 +96,7 @@ def make_mineworld(config: MineWorldConfig, weights: str | Path | None = None) -
     """
     if weights is None:
         return MineWorld(config)
-    return _filled(lambda: MineWorld(config), mineworld_weights(load_foreign(weights)))
+    return filled(lambda: MineWorld(config), mineworld_weights(load_foreign(weights)))
 
 
 def make_nfd(config: NFDConfig, weights: str | Path | None = None) -> NFD:
@@ -115,7 +112,7 @@ def make_nfd(config: NFDConfig, weights: str | Path | None = None) -> NFD:
     """
     if weights is None:
         return NFD(config)
-    return _filled(lambda: NFD(config), nfd_weights(load_foreign(weights)))
+    return filled(lambda: NFD(config), nfd_weights(load_foreign(weights)))
 
 
 def mineworld_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("tokenizer.",)) -> dict[str, Tensor]:
@@ -220,11 +217,3 @@ def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14
         "action_embedding": embeddings[found[0]],
     }
     return NFDConfig(**{**sizes, **settings})
-
-
-def _filled(build: Callable[[], Model], weights: Mapping[str, Tensor]) -> Model:
-    """A model with these weights; fresh ones are never made, which at 1.2 billion takes longer than reading."""
-    with torch.device("meta"):
-        model = build()
-    load_strict(model, weights)
-    return model

@@ -168,8 +168,8 @@ class MineWorldDecoding(DecodingWeights):
         """Append tokens and score the codes that may follow, ``[B, num_codes]``; see the base class."""
         start, end = cache.length, cache.length + token.shape[1]
         _check_length(end, self.config.max_position_embeddings)
-        positions = torch.arange(start, end, device=self.device)
-        return self.feed_at(token, positions, [layer.attend for layer in cache.layers], [-1]).squeeze(1)
+        rotary = Rotary(self.rotary.cos[start:end], self.rotary.sin[start:end])
+        return self._logits(self._hidden(token, rotary, [layer.attend for layer in cache.layers])[:, -1])
 
     @torch.no_grad()
     def feed_at(self, token: Tensor, positions: Tensor, attend: Sequence[Attend], wanted: Sequence[int]) -> Tensor:
@@ -185,11 +185,16 @@ class MineWorldDecoding(DecodingWeights):
             Logits ``[B, m, num_codes]`` of what follows.
         """
         rotary = Rotary(self.rotary.cos[positions], self.rotary.sin[positions])
-        eps = self.config.rms_norm_eps
+        return self._logits(self._hidden(token, rotary, attend)[:, list(wanted)])
+
+    def _hidden(self, token: Tensor, rotary: Rotary, attend: Sequence[Attend]) -> Tensor:
         x = F.embedding(token, self.embedding)
         for weights, attend_of_layer in zip(self.layers, attend, strict=True):
-            x = layer_forward(x, weights, rotary, attend_of_layer, self.dtype, eps)
-        return F.linear(rms_norm(x[:, list(wanted)], self.norm, eps).to(self.dtype), self.head)
+            x = layer_forward(x, weights, rotary, attend_of_layer, self.dtype, self.config.rms_norm_eps)
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(rms_norm(x, self.norm, self.config.rms_norm_eps).to(self.dtype), self.head)
 
 
 class _Llama(nn.Module):

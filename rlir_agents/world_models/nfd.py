@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from rlir_agents.world_models.activation_checkpointing import run_layer
 from rlir_agents.world_models.frame_attention import FrameLayout, frame_attention
 from rlir_agents.world_models.frame_cache import FrameCache
-from rlir_agents.world_models.latent import LatentWorldModel, check_frames
+from rlir_agents.world_models.latent import LatentWorldModel, SelectedSteps, check_frames
 from rlir_agents.world_models.nfd_layers import (
     Attend,
     Block,
@@ -204,15 +204,9 @@ class NFD(LatentWorldModel):
         """D."""
         return self.config.hidden_size
 
-    def _joint_hidden(
-        self,
-        context: Tensor,
-        context_timestep: Tensor,
-        latent: Tensor,
-        timestep: Tensor,
-        game_action_vector: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _joint_hidden(self, steps: SelectedSteps) -> tuple[Tensor, Tensor]:
         """One pass over the clean frames and K copies of the last M; see the base class."""
+        context, context_timestep, latent, timestep, game_action_vector = steps
         num_clean, (num_generated, num_steps) = context.shape[1], latent.shape[1:3]
         num_frames = num_clean + 1
         layout = FrameLayout(num_frames, num_clean, num_steps, num_frames - num_generated)

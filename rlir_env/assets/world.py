@@ -6,14 +6,15 @@ hand where a reward is chosen: :func:`load_judge` is a function of its own, for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from rlir_env.assets.folder import SPLITS, AssetFolder, asset_folder
 from rlir_env.assets.models import IDMS, read_idm, read_model, read_tokenizer
 from rlir_env.game_actions import ActionWord
 from rlir_env.inverse_dynamics import InverseDynamicsModel
-from rlir_env.prompts import ClipPrompts, PromptSource
+from rlir_env.prompts import ClipPrompts, PromptsBySplit, PromptSource
 from rlir_env.tokenizers import Tokenizer
 
 
@@ -38,37 +39,6 @@ class World:
     num_word_ids: int = ActionWord.num_ids
 
 
-class ShippedPrompts(Mapping[str, PromptSource]):
-    """Prompts by split, each decoded once, when it is first asked for."""
-
-    def __init__(self, folder: AssetFolder, frame_size: tuple[int, int]) -> None:
-        """Name the files.
-
-        Args:
-            folder: of the world.
-            frame_size: (H, W) of the tokenizer.
-        """
-        self._folder, self._frame_size = folder, frame_size
-        self._decoded: dict[str, ClipPrompts] = {}
-
-    def __getitem__(self, split: str) -> PromptSource:
-        """The prompts of a split."""
-        if split not in SPLITS:
-            raise KeyError(split)
-        if split not in self._decoded:
-            files = self._folder.prompt_files(split)
-            self._decoded[split] = ClipPrompts.from_folder(files, self._frame_size)
-        return self._decoded[split]
-
-    def __iter__(self) -> Iterator[str]:
-        """Names of the splits."""
-        return iter(SPLITS)
-
-    def __len__(self) -> int:
-        """How many splits there are."""
-        return len(SPLITS)
-
-
 def load_world(name: str = "doom", tokenizer: str = "tokenizer") -> World:
     """Load a shipped world, or one from a folder that ``rlir ship into=FOLDER`` has filled.
 
@@ -86,10 +56,14 @@ def load_world(name: str = "doom", tokenizer: str = "tokenizer") -> World:
     return World(
         tokenizer=coder,
         coach=coach,
-        prompts=ShippedPrompts(folder, coder.frame_size),
+        prompts=PromptsBySplit({split: partial(_shipped_prompts, folder, split, coder.frame_size) for split in SPLITS}),
         class_frequency=facts["class_frequency"],
         visible_slots=None if visible is None else tuple(visible),
     )
+
+
+def _shipped_prompts(folder: AssetFolder, split: str, frame_size: tuple[int, int]) -> ClipPrompts:
+    return ClipPrompts.from_folder(folder.prompt_files(split), frame_size)
 
 
 def load_judge(name: str = "doom") -> InverseDynamicsModel:

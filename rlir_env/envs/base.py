@@ -11,6 +11,7 @@ slots.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -313,15 +314,19 @@ class VideoGenerationEnv(EnvBase):
         """What the reward compares with: what the world model was told, except in a control."""
         if self._first_prompt.rewarded_game_action is None:
             return tensordict["game_action"]
-        unique, row_of = tensordict["prompt_index"].flatten().cpu().unique(return_inverse=True)
-        rewarded = self.prompts.get(unique).rewarded_game_action
+        rewarded = self._of_prompts(tensordict["prompt_index"], lambda prompt: prompt.rewarded_game_action)
         assert rewarded is not None  # a source gives it for all prompts or for none
-        return rewarded.to(self.device)[row_of]
+        return rewarded
 
     def _target_frames(self, prompt_index: Tensor) -> Tensor:
         """The real continuations, float ``[N, F-1, 3, H, W]`` in [0, 1]."""
-        unique, row_of = prompt_index.flatten().cpu().unique(return_inverse=True)
-        frames = self.prompts.get(unique).target_frames
+        frames = self._of_prompts(prompt_index, lambda prompt: prompt.target_frames)
         if frames is None:
             raise ValueError("this reward compares with the real continuation, but the prompts have none")
-        return frames.to(self.device)[row_of].float() / 255
+        return frames.float() / 255
+
+    def _of_prompts(self, prompt_index: Tensor, entry: Callable[[GenerationPrompt], Tensor | None]) -> Tensor | None:
+        """An entry of every row's prompt, ``[N, ...]``; each prompt is asked for once, which may read a video."""
+        unique, row_of = prompt_index.flatten().cpu().unique(return_inverse=True)
+        values = entry(self.prompts.get(unique))
+        return None if values is None else values.to(self.device)[row_of]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlir_env.checkpoints import load_foreign, load_plain_pickle, load_strict, num_blocks, part_of
+from rlir_env.checkpoints import filled, load_foreign, load_plain_pickle, num_blocks, part_of
 from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, GameActionSpec
 from rlir_env.inverse_dynamics.base import GameActionReading, InverseDynamicsModel
 from rlir_env.inverse_dynamics.resize import resize_like_opencv
@@ -247,10 +247,7 @@ class VPTInverseDynamics(InverseDynamicsModel):
         Raises:
             ValueError: If the settings are not those of VPT's IDM, or the weights do not fit them.
         """
-        with torch.device("meta"):
-            idm = cls(VPTConfig.from_file(model), spec)
-        load_strict(idm, idm_weights(load_foreign(weights)))
-        return idm.eval()
+        return filled(lambda: cls(VPTConfig.from_file(model), spec), idm_weights(load_foreign(weights))).eval()
 
     @torch.no_grad()
     def log_probs(self, frames: Tensor) -> dict[str, Tensor]:

@@ -175,19 +175,15 @@ def mineworld_scores(confusion: Tensor) -> dict[str, dict[str, float]]:
     tasks: dict[str, dict[str, float]] = {}
     for slot, buttons in _TASKS.items():
         index = spec.index(slot)
-        figures: dict[str, float] = {}
+        task: dict[str, float] = {}
         for name in MEASURES:
-            figures[f"{name}_micro"] = scores["accuracy"][index].item()  # of single-label classification all three
-            figures[f"{name}_macro"] = scores[name][index].item()
-        tasks[str(buttons)] = figures | {"class_num": spec.num_classes[index]}
-    means = {
-        f"{name}_{average}": sum(task[f"{name}_{average}"] for task in tasks.values()) / len(tasks)
-        for average in ("micro", "macro")
-        for name in MEASURES
-    }
-    is_camera = torch.tensor([slot.is_ordered for slot in spec.slots])
-    camera_loss = _mean_over(_bin_distance(confusion), is_camera).item()
-    return {**tasks, "metric_mean_on_task": means | {"camera_loss": camera_loss}}
+            task[f"{name}_micro"] = scores["accuracy"][index].item()  # of single-label classification all three
+            task[f"{name}_macro"] = scores[name][index].item()
+        tasks[str(buttons)] = task | {"class_num": spec.num_classes[index]}
+    figures = action_following_scores(confusion, spec)
+    kinds = [f"{name}_{average}" for average in ("micro", "macro") for name in MEASURES]
+    means = {kind: figures[f"mineworld/{kind}"].item() for kind in kinds}
+    return {**tasks, "metric_mean_on_task": means | {"camera_loss": figures["camera_loss"].item()}}
 
 
 @torch.no_grad()

@@ -135,8 +135,7 @@ class FrameArchive:
 
     def class_shares(self, spec: GameActionSpec = MINECRAFT) -> list[list[float]]:
         """For every slot the share of each of its classes among all lines."""
-        counts = [np.bincount(column, minlength=n) for column, n in zip(self.slots.T, spec.num_classes, strict=True)]
-        return [(count / len(self.slots)).round(6).tolist() for count in counts]
+        return [shares.round(6).tolist() for shares in spec.class_shares(self.slots)]
 
     def clip_starts(self, num_frames: int, stride: int = 1) -> np.ndarray:
         """The first frames of all windows that the filter keeps, ascending.

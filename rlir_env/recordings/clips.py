@@ -21,8 +21,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
-from rlir_env.recordings.recording import NO_HYGIENE, Recording, RecordingError
-from rlir_env.recordings.vpt_hygiene import VPTHygiene
+from rlir_env.recordings.recording import Recording, RecordingError
+from rlir_env.recordings.vpt_hygiene import NO_HYGIENE, VPTHygiene
 
 logger = logging.getLogger(__name__)
 

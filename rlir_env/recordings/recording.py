@@ -28,9 +28,7 @@ from rlir_env.game_actions import (
     event_to_env_action,
     is_null_action,
 )
-from rlir_env.recordings.vpt_hygiene import VPTHygiene
-
-NO_HYGIENE = VPTHygiene()
+from rlir_env.recordings.vpt_hygiene import NO_HYGIENE, VPTHygiene
 
 
 class RecordingError(ValueError):
@@ -167,13 +165,14 @@ class Recording:
         height, width = size or self.frame_size
         reformatter = av.video.reformatter.VideoReformatter()
         num_decoded = 0
-        events = self.events() if self._hygiene.draw_cursor else None
+        events = iter(self.events() if self._hygiene.draw_cursor else [])
         try:
             with av.open(str(self.video_path)) as container:
                 container.streams.video[0].thread_type = "AUTO"
                 for frame in container.decode(video=0):
-                    if events is not None and events[num_decoded].get("isGuiOpen", False):
-                        drawn = self._hygiene.draw(frame.to_ndarray(format="rgb24"), events[num_decoded])
+                    event = next(events, {})
+                    if self._hygiene.draws_at(event):
+                        drawn = self._hygiene.draw(frame.to_ndarray(format="rgb24"), event)
                         frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
                     rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
                     num_decoded += 1

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from rlir_env.game_actions import EnvAction
 from rlir_env.recordings.clips import Clip, ClipSource
 from rlir_env.recordings.recording import Recording, RecordingError
 from rlir_env.recordings.writer import RecordingWriter
@@ -39,13 +40,16 @@ def write_validation_clips(source: ClipSource, folder: str | Path, num_clips: in
     if any(folder.glob("clip_*")):
         raise ValueError(f"{folder} holds clips already: give another folder, or move them")
     paths = {path.stem: path for path in source.paths}
+    recordings: dict[str, tuple[float, list[EnvAction]]] = {}  # read once, not for every clip
     written = -1
     clips: Iterable[Clip] = islice(source.iterate(shuffle_seed=seed), num_clips)
     for written, clip in enumerate(clips):
-        recording = Recording(paths[clip.recording], source.hygiene)
-        env_actions, _ = recording.env_actions(source.cancel_conflicts)
+        if clip.recording not in recordings:
+            recording = Recording(paths[clip.recording], source.hygiene)
+            recordings[clip.recording] = recording.fps, recording.env_actions(source.cancel_conflicts)[0]
+        fps, env_actions = recordings[clip.recording]
         lines = env_actions[clip.start : clip.start + source.num_frames]
-        with RecordingWriter(folder / f"clip_{written}.mp4", recording.fps, source.frame_size, crf=_CRF) as writer:
+        with RecordingWriter(folder / f"clip_{written}.mp4", fps, source.frame_size, crf=_CRF) as writer:
             for frame, line in zip(clip.frames.permute(0, 2, 3, 1).numpy(), lines, strict=True):
                 writer.write(frame, line)
     if written < 0:

@@ -51,12 +51,20 @@ class VPTHygiene:
             _press_changed_hotbar(raw)
         return mended
 
+    def draws_at(self, event: Mapping[str, Any]) -> bool:
+        """Whether the frame of this line gets a cursor: a menu is open in it."""
+        return self.draw_cursor and bool(event.get("isGuiOpen", False))
+
     def draw(self, frame: np.ndarray, event: Mapping[str, Any]) -> np.ndarray:
-        """A frame ``[H, W, 3]`` with its cursor, if a menu is open in it."""
-        if not self.draw_cursor or not event.get("isGuiOpen", False):
+        """A frame ``[H, W, 3]`` with its cursor, if :meth:`draws_at` says that it gets one."""
+        if not self.draws_at(event):
             return frame
         scale = frame.shape[0] / _RECORDED_HEIGHT
         return paste_cursor(frame, int(event["mouse"]["x"] * scale), int(event["mouse"]["y"] * scale))
+
+
+NO_HYGIENE = VPTHygiene()
+"""Recordings are read as they are."""
 
 
 def _release_stuck_attack(events: list[dict[str, Any]]) -> None:

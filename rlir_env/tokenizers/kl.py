@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlir_env.checkpoints import load_foreign, load_strict, num_blocks, part_of
+from rlir_env.checkpoints import filled, load_foreign, num_blocks, part_of
 from rlir_env.tokenizers.base import Tokenizer, as_unit_floats
 from rlir_env.tokenizers.kl_layers import Decoder, Encoder
 
@@ -197,10 +197,7 @@ class KLTokenizer(Tokenizer):
             ValueError: If there is no such tokenizer in the file, or its weights do not fit.
         """
         found = kl_weights(load_foreign(weights))
-        with torch.device("meta"):
-            tokenizer = cls(KLConfig.from_weights(found, frame_size=frame_size, **settings))
-        load_strict(tokenizer, found)
-        return tokenizer
+        return filled(lambda: cls(KLConfig.from_weights(found, frame_size=frame_size, **settings)), found)
 
     @property
     def code_shape(self) -> tuple[int, ...]:

@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
-from tiny_assets import SPLITS, VISIBLE, make_tiny_assets, write_gameplay
+from tiny_assets import FRAME_SIZE, SPLITS, VISIBLE, make_tiny_assets, write_gameplay
 
 import rlir_env
 from rlir_agents import policy_from_assets
 from rlir_agents.cli import VERBS, main
 from rlir_env.assets import load_judge, load_world
+from rlir_env.game_actions import env_action_to_event
+from rlir_env.recordings import Recording, list_recordings, write_recording
 
 pytest.importorskip("av")
 
@@ -177,6 +180,23 @@ def test_labels_and_scores_of_videos(assets, tmp_path, capsys):
     assert float(rows[0]["f1_macro"]) < 1
     visual = json.loads((tmp_path / "metrics" / "fvd_own.json").read_text())
     assert visual["mean"]["exp_name"] == "own" and len(visual["ssim"]["value_std"]) == 15
+
+
+def test_validation_clips_are_cut_with_the_hygiene_that_is_asked_for(tmp_path):
+    frames = np.full((8, *FRAME_SIZE, 3), 100, np.uint8)
+    events = [env_action_to_event({"camera": [0, 5]}, t) | {"hotbar": t // 4} for t in range(8)]
+    write_recording(tmp_path / "play" / "one.mp4", frames, events, fps=20)
+    (tmp_path / "index.json").write_text(json.dumps({"basedir": "https://example.org/", "relpaths": ["6.x/one"]}))
+    cut = ["record", "cut", f"{tmp_path}/play", f"index={tmp_path}/index.json", "num_frames=4", "frame_size=[24,32]"]
+    cut.append("clip_filter.max_static_run=null")
+    pressed = {}
+    for name, mends in {"as_is": "false", "mended": "true"}.items():
+        folder = tmp_path / name
+        assert main([*cut, f"folder={folder}", f"hygiene.press_changed_hotbar={mends}"]) == 0
+        clips = [Recording(video) for video in list_recordings(folder)]
+        assert [clip.frame_size for clip in clips] == [(24, 32)] * 2
+        pressed[name] = sum(action["hotbar.2"] for clip in clips for action in clip.env_actions()[0])
+    assert pressed == {"as_is": 0, "mended": 1}  # the key that the new slot stands for
 
 
 def test_compare_is_resumable(assets, tmp_path, capsys):

@@ -163,11 +163,3 @@ def test_strict_loading_names_every_problem_and_changes_nothing():
     assert "unexpected: 2.weight" in str(error.value)
     assert "1.weight (file [5, 2], module [1, 2])" in str(error.value)
     assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
-
-
-@pytest.mark.parametrize("prefix", ["", "model.", "tokenizer.model."])
-def test_strict_loading_strips_a_common_prefix(prefix):
-    module = nn.Linear(2, 1)
-    given = {prefix + key: torch.full_like(v, 7) for key, v in module.state_dict().items()}
-    load_strict(module, given, strip_prefixes=("tokenizer.model.", "model."))
-    assert module.weight.tolist() == [[7.0, 7.0]]
