@@ -20,7 +20,7 @@ both timesteps [P,G,T,1]; action [P,G,T,k,c,h,w]; and loss_mask [P,G,T,k], the s
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -45,7 +45,10 @@ class GenerativePolicy(Protocol):
 
 @torch.no_grad()
 def collect(
-    env: VideoGenerationEnv, policy: GenerativePolicy, tensordict: TensorDictBase | None = None
+    env: VideoGenerationEnv,
+    policy: GenerativePolicy,
+    tensordict: TensorDictBase | None = None,
+    batch_size: int | None = None,
 ) -> TensorDictBase:
     """Collect whole videos, bitwise equal to :func:`collect_stepwise` for the same state.
 
@@ -56,6 +59,8 @@ def collect(
         env: Steps once, to pay.
         policy: Made for the env's layout and granularity.
         tensordict: A fresh state ``[B]``, as of ``env.initial_state``; None resets the env.
+        batch_size: Videos generated at once, for memory: the key/value cache of the published models has a tenth of a
+            gigabyte a video. None takes all B.
 
     Returns:
         The rollout ``[P, G, T]``, see the module docstring.
@@ -69,7 +74,8 @@ def collect(
             f"{env.num_steps}: make the policy from env.interface"
         )
     state = env.reset() if tensordict is None else tensordict
-    taken = policy.generate(state)
+    parts = [policy.generate(rows) for rows in state.split(batch_size or len(state))]
+    taken = cast(TensorDict, torch.cat(parts))
     states = env.states_along(state, taken["action"])  # T + 1 of them
     rollout = states[:, :-1].copy().update(taken)
     for key, constant in state.exclude(*states.keys()).items():

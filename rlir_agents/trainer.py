@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Trainer:
         evaluate: Callable[[TensorDictModuleBase], Mapping[str, float]] | None = None,
         breakdown_names: Mapping[str, Sequence[str]] | None = None,
         diagnose: Callable[[TensorDictBase], Mapping[str, float]] | None = None,
-        collect_fn: Callable[[Any, TensorDictModuleBase], TensorDictBase] = collect,
+        collect_fn: Callable[[Any, TensorDictModuleBase], TensorDictBase] | None = None,
     ) -> None:
         """Hand in everything that runs.
 
@@ -92,7 +93,8 @@ class Trainer:
                 ``{"frame_match": spec.names}``.
             diagnose: from a scored batch [P, G, T] to further figures; asked at the first iteration
                 and with every ``evaluate_every``-th.
-            collect_fn: from (env, policy) to a rollout [P, G, T].
+            collect_fn: from (env, policy) to a rollout [P, G, T]; None takes `collect`, ``rollout_batch_size`` videos
+                at once.
 
         Raises:
             ValueError: if the config asks for an evaluation that was not passed.
@@ -107,7 +109,7 @@ class Trainer:
         self.run_folder = RunFolder(run_dir, num_checkpoints=config.num_checkpoints, logger=logger)
         self.iteration = 0
         self._best = -float("inf")
-        self._collect_fn = collect_fn
+        self._collect_fn = collect_fn or partial(collect, batch_size=config.rollout_batch_size)
         self._diagnose = diagnose
         self._update = PolicyUpdate(loss, optimizer, config)
         self._watch = Stopwatch()

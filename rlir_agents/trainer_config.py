@@ -14,6 +14,7 @@ class TrainerConfig:
         num_epochs: Passes over each batch.
         num_minibatches: Optimiser steps per pass; divides the prompts of a batch.
         micro_batch_size: Rollouts per forward, for memory; None takes a whole minibatch at once.
+        rollout_batch_size: Videos generated at once, for memory; None takes the whole batch.
         max_grad_norm: Gradients are clipped to this norm.
         recompute_log_prob: Take ratios against a log-prob recomputed in sequence mode. False saves
             one forward and takes the one from collection, whose mismatch is then in every ratio.
@@ -30,12 +31,14 @@ class TrainerConfig:
             ``mean = ema_decay mean + (1 - ema_decay) weights``. The mean is evaluated, and is what the run leaves; the
             weights themselves go on sampling and learning. None keeps no mean.
         seed: Of the order of minibatches. Prompts and sampling noise have the env's seed.
+        dry_run: Not for a `Trainer`, which would train: `rlir train` prints an estimate instead.
     """
 
     num_iterations: int
     num_epochs: int = 1
     num_minibatches: int = 1
     micro_batch_size: int | None = None
+    rollout_batch_size: int | None = None
     max_grad_norm: float = 1.0
     recompute_log_prob: bool = True
     drop_zero_advantage: bool = False
@@ -45,11 +48,15 @@ class TrainerConfig:
     num_checkpoints: int = 2
     ema_decay: float | None = None
     seed: int = 0
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late, or never."""
+        if self.dry_run:
+            raise ValueError("a trainer trains: for an estimate give `rlir train` the override trainer.dry_run=true")
         counts = ("num_iterations", "num_epochs", "num_minibatches", "checkpoint_every")
-        too_small = [name for name in counts if getattr(self, name) < 1]
+        sizes = [name for name in ("micro_batch_size", "rollout_batch_size") if getattr(self, name) is not None]
+        too_small = [name for name in (*counts, *sizes) if getattr(self, name) < 1]
         if too_small:
             raise ValueError(f"{', '.join(too_small)}: must be at least 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

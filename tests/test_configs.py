@@ -51,6 +51,8 @@ def test_every_key_is_a_keyword(group, option):
         overrides.append(f"model={MODEL_OF_GROUP[group]}")
     if group in ("prompts", "world", "world_model"):
         overrides += MANDATORY.get(option, [])
+    if overrides[0] == "world_model=published":  # its path is the world's
+        overrides.append("world=published")
     if group == "experiment" and option.endswith(("00m_rlir", "10m_rlir", "74m_rlir")):  # of published models
         overrides += MANDATORY["published"]
     config = compose_config(ROOT_OF_GROUP[group], overrides)

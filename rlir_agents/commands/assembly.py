@@ -14,6 +14,7 @@ from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config
 from rlir_agents.hardware import choose_autocast_dtype, choose_device
 from rlir_agents.trainer import Trainer
+from rlir_env.assets import World
 
 Parts = dict[str, Any]
 """Objects of a run by the names under which constructors ask for them, see `build`."""
@@ -43,7 +44,12 @@ def frozen_parts(config: Config) -> Parts:
         torch.set_num_threads(config["num_threads"])
     torch.manual_seed(config["seed"])
     machine = {"device": device, "autocast_dtype": choose_autocast_dtype(config["autocast"], device)}
-    world = build(config["world"]["frozen"], machine, "world.frozen")
+    return world_parts(build(config["world"]["frozen"], machine, "world.frozen"), machine)
+
+
+def world_parts(world: World, machine: Parts) -> Parts:
+    """The parts of a world beside those of the machine."""
+    device = machine["device"]
     return machine | {
         "world": world,
         "tokenizer": world.tokenizer.to(device),

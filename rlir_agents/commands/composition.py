@@ -40,6 +40,18 @@ def compose_config(verb: str, overrides: Sequence[str] = ()) -> Config:
     return _plain(_compose(verb, overrides))
 
 
+def compose_dry_run(overrides: Sequence[str]) -> tuple[Config, bool]:
+    """The config of a dry run of `rlir train`, and whether published shapes stand in it for files.
+
+    Raises:
+        ValueError: for an override that does not fit; it names what would.
+    """
+    shapes = list(_compose("train", overrides)["dry_run"])
+    if shapes:
+        overrides = [override for override in overrides if override.partition("=")[0] not in _FILES]
+    return compose_config("train", [*overrides, *shapes]), bool(shapes)
+
+
 def describe(verb: str, overrides: Sequence[str] = ()) -> str:
     """The groups of a verb with their options, and all keys with their values, as text."""
     config = _compose(verb, overrides)

@@ -7,6 +7,7 @@ A run that is stopped goes on where it was with the same command.
     rlir train experiment=demo
     rlir train experiment=demo seed=1 trainer.num_iterations=20 run_dir=runs/short
     rlir train experiment=identity            # no assets needed, half a minute
+    rlir train experiment=mineworld_700m_rlir trainer.dry_run=true    # memory and time on GPUs; trains nothing
 
 It leaves in run_dir: summary.json, report.html, policy.safetensors, metrics/, checkpoints/, evaluations/.
 """
@@ -21,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from rlir_agents.commands import dry_run
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.evaluating import load_readers, make_evaluator
 from rlir_agents.commands.training_run import TrainingRun
@@ -31,11 +33,15 @@ from rlir_agents.report import console_table, read_csv_curves, summarize, write_
 Learn = Callable[[TrainingRun], None]
 """Lets the policy of a run learn, and leaves the result in it."""
 
+_DRY_RUN = "trainer.dry_run=true"
 _TRAINING_SECONDS = ("rollout", "reward", "score", "update")
 
 
 def run(arguments: Sequence[str]) -> None:
     """Train as the overrides say, and print the table."""
+    if _DRY_RUN in arguments:
+        dry_run.run([argument for argument in arguments if argument != _DRY_RUN])
+        return
     config = compose_config("train", arguments)
     command = shlex.join(["rlir", "train", *arguments])
     summary = train(config, command)

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlir_agents.world_models.kernels import suits_cpu
+
 # Scores that a CPU works on at a time, 4 MB: fewer are lost in overhead, more in fresh pages of memory.
 _SCORES_PER_BLOCK = 2**20
 
@@ -94,7 +96,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         ``[B, H, n, D]``.
     """
-    if query.device.type != "cpu":
+    if not suits_cpu(query):
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)
     num_rows = max(1, _SCORES_PER_BLOCK // (query.shape[1] * query.shape[2] * key.shape[2]))
     precise = torch.promote_types(query.dtype, torch.float32)
@@ -221,6 +223,6 @@ def _row_blocks(query: Tensor, layout: FrameLayout) -> Iterator[slice]:
     """(row, head) pairs to work on together, so that their scores stay in cache."""
     num_pairs, _, num_tokens, _ = query.shape
     largest = max((f.last - f.first) * (f.num_context + 1) for f in layout.frames()) * num_tokens**2
-    size = num_pairs if query.device.type != "cpu" else max(1, _SCORES_PER_BLOCK // largest)
+    size = max(1, _SCORES_PER_BLOCK // largest) if suits_cpu(query) else num_pairs
     for start in range(0, num_pairs, size):
         yield slice(start, start + size)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlir_agents.world_models.kernels import suits_cpu
+
 _QUERIES_PER_BLOCK = 96  # small enough to skip nearly half of the products, large enough to fill them
 
 # From queries [B, H, n, d], keys and values [B, KV, n, d] of new positions to attention output [B, H, n, d].
@@ -73,7 +75,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attend within a sequence that starts at position 0; query head i reads KV head ``i // (H / KV)``."""
-    if query.device.type == "cpu" and query.shape[2] > _QUERIES_PER_BLOCK:
+    if suits_cpu(query) and query.shape[2] > _QUERIES_PER_BLOCK:
         return _blocked_attention(query, key, value)
     is_grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=is_grouped)

@@ -9,7 +9,7 @@ from rlir_env.assets.folder import AssetFolder, asset_folder
 from rlir_env.assets.manifest import Manifest
 from rlir_env.assets.models import read_idm, read_tokenizer, write_model
 from rlir_env.assets.prompt_files import write_prompts
-from rlir_env.assets.published_world import load_published_world, published_idm
+from rlir_env.assets.published_world import load_published_world, published_idm, published_shapes
 from rlir_env.assets.world import World, load_judge, load_world
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "load_published_world",
     "load_world",
     "published_idm",
+    "published_shapes",
     "read_idm",
     "read_tokenizer",
     "write_model",

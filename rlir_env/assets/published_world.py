@@ -12,16 +12,17 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from rlir_env.assets.folder import SPLITS
 from rlir_env.assets.world import World
 from rlir_env.checkpoints import filled, load_foreign
-from rlir_env.game_actions import MINECRAFT
-from rlir_env.inverse_dynamics import VPTInverseDynamics
+from rlir_env.game_actions import MINECRAFT, ActionWord
+from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
 from rlir_env.prompts import ClipPrompts, PromptsBySplit
 from rlir_env.recordings import ClipSource, Recording, VPTHygiene, list_recordings, split_recordings
 from rlir_env.recordings.vpt_hygiene import NO_HYGIENE
-from rlir_env.tokenizers import KLTokenizer, Tokenizer, VQConfig, VQTokenizer
+from rlir_env.tokenizers import KLConfig, KLTokenizer, Tokenizer, VQConfig, VQTokenizer
 from rlir_env.tokenizers.vq import vq_weights
 
 _SHARES = {"train": 0.9, "dev": 0.05, "test": 0.05}
@@ -78,6 +79,38 @@ def load_published_world(
         prompts=PromptsBySplit(makers),
         class_frequency=[shares.tolist() for shares in MINECRAFT.class_shares(played)],
     )
+
+
+def published_shapes(
+    tokenizer: str = "tokenizer", *, frame_size: tuple[int, int] = (224, 384), num_frames: int = 16
+) -> World:
+    """The world of the paper's experiments without its files, to count what they would cost.
+
+    Args:
+        tokenizer: As in :func:`load_published_world`.
+        frame_size: (H, W).
+        num_frames: F.
+
+    Returns:
+        Networks of the published shapes on the meta device, and one black clip in each split.
+    """
+    height, width = frame_size
+    with torch.device("meta"):
+        is_latent = tokenizer == "kl_tokenizer"
+        coder = KLTokenizer(KLConfig((height, width))) if is_latent else VQTokenizer(VQConfig((height, width)))
+        coach = VPTInverseDynamics(VPTConfig())
+    return World(
+        tokenizer=coder.eval().requires_grad_(False),
+        coach=coach.eval().requires_grad_(False),
+        prompts=PromptsBySplit(dict.fromkeys(SPLITS, partial(_black_clip, (height, width), num_frames))),
+        class_frequency=[[1 / num_classes] * num_classes for num_classes in MINECRAFT.num_classes],
+    )
+
+
+def _black_clip(frame_size: tuple[int, int], num_frames: int) -> ClipPrompts:
+    slots = torch.tensor(MINECRAFT.none_classes).expand(1, num_frames - 1, -1)
+    words = torch.zeros(1, num_frames - 1, ActionWord.word_length, dtype=torch.long)
+    return ClipPrompts(torch.zeros(1, num_frames, 3, *frame_size, dtype=torch.uint8), slots, words)
 
 
 def _recordings_by_split(folder: str | Path) -> dict[str, list[Path]]:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # the env asks nothing of them but their interface
 EPISODE_KEYS = ("prompt_index", "prompt_seed", "episode_seed", "group_id")
 """Entries that name an episode and its noise; the agent observes everything else."""
 
+_DECODED_NUMBERS = 2**28
+"""Of the videos that are paid at once: a gigabyte in float32, or 65 of the published size."""
+
 _MOST_CLASSES = 2**31
 """Of a game action's slot: the env does not know the game, so any index is allowed that any game could have."""
 
@@ -212,6 +215,11 @@ class VideoGenerationEnv(EnvBase):
         Returns:
             ``reward [N, 1]``, ``frame_reward [N, F-1]`` and the breakdown entries.
         """
+        height, width = self.tokenizer.frame_size
+        videos_at_once = max(1, _DECODED_NUMBERS // (self.layout.num_frames * 3 * height * width))
+        return torch.cat([self._score(rows) for rows in tensordict.split(videos_at_once)])
+
+    def _score(self, tensordict: TensorDictBase) -> TensorDict:
         generation = TensorDict(
             {"frames": self.frames_of(tensordict), "game_action": self._rewarded_game_action(tensordict)},
             batch_size=tensordict.batch_size,

@@ -109,6 +109,33 @@ def test_fused_is_stepwise_for_every_sampler(paradigm: Paradigm, settings: dict[
 
 
 @both
+def test_parts_of_a_batch_give_the_batch(paradigm: Paradigm, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = paradigm.make_env()
+    policy, state = paradigm.make_policy(env), env.reset()
+    whole = collect(env, policy, state.clone())
+    sizes: dict[str, list[int]] = {"generate": [], "_score": []}
+
+    def count_rows(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def counting(self: object, rows: TensorDict) -> TensorDict:
+            sizes[name].append(len(rows))
+            return method(self, rows)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count_rows(type(policy), "generate")
+    count_rows(VideoGenerationEnv, "_score")
+    height, width = env.tokenizer.frame_size
+    monkeypatch.setattr("rlir_env.envs.base._DECODED_NUMBERS", 5 * 4 * 3 * height * width)
+    parts = collect(env, policy, state.clone(), batch_size=7)  # not whole groups
+    assert sizes == {"generate": [7, 5], "_score": [5, 5, 2]}
+    assert set(parts.keys(True, True)) == set(whole.keys(True, True))
+    for key in whole.keys(True, True):
+        torch.testing.assert_close(parts[key], whole[key], msg=str(key))
+
+
+@both
 def test_granularities_sample_the_same_video(paradigm: Paradigm) -> None:
     videos = []
     for granularity in (1, 3, "frame"):

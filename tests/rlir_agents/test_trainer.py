@@ -290,7 +290,7 @@ def test_config_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match="evaluate_every"):
         TrainerConfig(num_iterations=1, keep_best_by="eval/f1")
     with pytest.raises(ValueError, match="num_epochs"):
-        TrainerConfig(num_iterations=1, num_epochs=0)
+        TrainerConfig(num_iterations=1, num_epochs=0, rollout_batch_size=0)
     with pytest.raises(ValueError, match="must divide the 4 prompts"):
         make_trainer(tmp_path, num_minibatches=3).run_iteration()
 
