@@ -16,6 +16,7 @@ from torch import nn
 from torchrl.record.loggers import CSVLogger, Logger
 
 from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree, write_tensors
+from rlir_agents.world_models.low_rank import merged_state_dict
 
 
 class RunFolder:
@@ -81,9 +82,9 @@ class RunFolder:
             )
 
     def save_policy(self, policy: nn.Module, name: str = "policy") -> Path:
-        """Write a policy's weights to ``<name>.safetensors``, atomically."""
+        """Write a policy's weights to ``<name>.safetensors``, atomically; low-rank factors are merged into them."""
         path = self.path / f"{name}.safetensors"
-        write_tensors(path, policy.state_dict())
+        write_tensors(path, merged_state_dict(policy))
         return path
 
     def _log_position(self) -> dict[str, int]:

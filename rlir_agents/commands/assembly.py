@@ -14,6 +14,7 @@ from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config
 from rlir_agents.hardware import choose_autocast_dtype, choose_device
 from rlir_agents.trainer import Trainer
+from rlir_agents.world_models.low_rank import add_low_rank
 from rlir_env.assets import World
 
 Parts = dict[str, Any]
@@ -80,6 +81,8 @@ def assemble(config: Config) -> Assembly:
     parts["world_model"].checkpoints_activations = config["checkpoint_activations"]
     policy = build(config["policy"], parts, "policy")
     base = copy.deepcopy(policy).requires_grad_(False)
+    if config["lora"]["rank"]:  # torch's copies of adapted modules are bound to their originals: so not before
+        add_low_rank(parts["world_model"], **config["lora"])
     parts |= {"policy": policy, "actor_network": policy, "logger": build(config.get("logger"), parts, "logger")}
     _add_algorithm(parts, config, reference=base if config["algorithm"]["has_reference"] else None)
     return Assembly(config, parts, policy, base)

@@ -17,6 +17,7 @@ from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config, compose_dry_run
 from rlir_agents.dry_run import Batch, Estimate, Meter, estimate_table, hollow, policy_phases, reward_phase
 from rlir_agents.hardware import choose_autocast_dtype
+from rlir_agents.world_models.low_rank import add_low_rank
 from rlir_env.assets import World
 from rlir_env.inverse_dynamics import InverseDynamicsModel
 from rlir_env.tokenizers import Tokenizer
@@ -54,9 +55,9 @@ def estimate(config: Config, has_shapes: bool) -> Estimate:
     reward = reward_phase(tokenizer, coach, meter, num_frames, batch.num_videos, dtype)
     networks: dict[str, nn.Module] = {"world model": world_model, "tokenizer": tokenizer, "coach": coach}
     sizes = {name: _num_parameters(network) for name, network in networks.items()}
-    num_learnt = sizes["world model"] * (1 + has_critic)
+    num_learnt = sum(p.numel() for p in world_model.parameters() if p.requires_grad) * (1 + has_critic)
     held = {
-        "weights that learn": 4 * num_learnt,
+        "world model": 4 * sizes["world model"] * (1 + has_critic),
         "moments of the optimiser": 8 * num_learnt,
         "base model": 4 * sizes["world model"],
         "tokenizer and coach": 4 * (sizes["tokenizer"] + sizes["coach"]),
@@ -85,10 +86,12 @@ def _networks(config: Config) -> tuple[Parts, nn.Module]:
     dtype = torch.bfloat16 if is_auto else choose_autocast_dtype(config["autocast"], _CPU)
     machine = {"device": _CPU, "autocast_dtype": dtype}
     world: World = build(config["world"]["frozen"], machine, "world.frozen")
-    world_model = build(config["world_model"], machine, "world_model")
+    world_model = hollow(build(config["world_model"], machine, "world_model"))
     world_model.checkpoints_activations = config["checkpoint_activations"]
+    if config["lora"]["rank"]:
+        add_low_rank(world_model, **config["lora"])
     world = replace(world, tokenizer=hollow(world.tokenizer), coach=hollow(world.coach))
-    return world_parts(world, machine), hollow(world_model)
+    return world_parts(world, machine), world_model
 
 
 def _batch(config: Config, num_videos: int) -> Batch:

@@ -20,6 +20,7 @@ from rlir_agents.commands.evaluating import (
 )
 from rlir_agents.commands.run_claim import claim
 from rlir_agents.report import read_csv_curves
+from rlir_agents.world_models.low_rank import merge_low_rank
 
 
 class TrainingRun:
@@ -57,6 +58,7 @@ class TrainingRun:
         make_trainer(self.assembly, self.evaluate).train()
         keep_best = self.config["trainer"]["keep_best_by"] is not None
         weights = load_file(self.folder / f"{'best_policy' if keep_best else 'policy'}.safetensors")
+        merge_low_rank(self.assembly.policy)
         self.assembly.policy.load_state_dict(weights)
 
     @property
