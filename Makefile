@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 RLIR   := $(VENV)/bin/rlir
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow results readers settings bench lint format
+.PHONY: demo demo-nfd test test-slow results readers settings denoising bench lint format
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## RLIR from the shipped base model: table, plot, videos in runs/demo
 	$(RLIR) train experiment=demo install_seconds=$$(cat $(STAMP))
+
+demo-nfd: $(STAMP)  ## the same for the diffusion model, in runs/demo-nfd
+	$(RLIR) train experiment=demo_nfd install_seconds=$$(cat $(STAMP))
 
 test: $(STAMP)  ## everything but the slow tests
 	$(VENV)/bin/ruff check .
@@ -32,6 +35,9 @@ readers: $(STAMP)  ## which slots coach and judge see, and how well, on test map
 
 settings: $(STAMP)  ## which reward, credit and rate learn best, by the coach on dev prompts; hours, resumable
 	$(RLIR) study settings
+
+denoising: $(STAMP)  ## which SDE, how much noise, how many denoising steps, by the judge; hours, resumable
+	$(RLIR) study denoising
 
 bench: $(STAMP)  ## tokens/s, memory, and an iteration beside its limit; minutes, on cores that are idle
 	$(PYTHON) -m benchmarks
