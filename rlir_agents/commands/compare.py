@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from rlir_agents.commands.arms import Run, all_runs, chosen_runs
+from rlir_agents.commands.assembly import frozen_parts
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.further_pretraining import FurtherPretraining
 from rlir_agents.commands.train import Learn, train
 from rlir_agents.commands.training_run import TrainingRun
-from rlir_agents.report import console_table, replace_block, results_table
+from rlir_agents.evaluation import Evaluation
+from rlir_agents.report import beyond_control, console_table, replace_block, results_table
 from rlir_env.atomic_files import write_text
 
-_TIMED_BY = "rlir"  # the arm whose training time the control gets
+_TIMED_BY, _CONTROL = "rlir", "more_pretraining"  # the arm whose training time the control gets
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -57,7 +59,7 @@ def help_text() -> str:
 
 def _learn(run: Run) -> Learn:
     """What an arm does between before and after."""
-    if run.arm != "more_pretraining":
+    if run.arm != _CONTROL:
         return TrainingRun.learn
     timed = replace(run, arm=_TIMED_BY)
     if not _summary_file(timed).is_file():
@@ -66,7 +68,17 @@ def _learn(run: Run) -> Learn:
 
 
 def _finished(config: Config) -> list[dict[str, Any]]:
-    return [_summary(run) for run in all_runs(config) if _summary_file(run).is_file()]
+    """Summaries of the runs that there are; those of `rlir` with what they have over further pre-training."""
+    finished = [run for run in all_runs(config) if _summary_file(run).is_file()]
+    return [_summary(run) | _beyond_control(run, replace(run, arm=_CONTROL), finished) for run in finished]
+
+
+def _beyond_control(run: Run, control: Run, finished: Sequence[Run]) -> dict[str, Any]:
+    if run.arm != _TIMED_BY or control not in finished:
+        return {}
+    spec = frozen_parts(run.train_config())["spec"]
+    result, other = (Evaluation.load(one.folder / "evaluations" / "after.safetensors", spec) for one in (run, control))
+    return {f"beyond_{_CONTROL}": beyond_control(result, other, _summary(run)["counted_slots"], run.seed)}
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from rlir_agents.report.page import build_report, write_report
 from rlir_agents.report.readers import readers_console, readers_markdown, readers_page
 from rlir_agents.report.readme import replace_block, results_table
 from rlir_agents.report.settings import settings_entry, settings_table
-from rlir_agents.report.summary import summarize, write_summary
+from rlir_agents.report.summary import beyond_control, summarize, write_summary
 from rlir_agents.report.tables import console_table
 from rlir_agents.report.videos import Panel, draw_comparison
 
 __all__ = [
     "Panel",
+    "beyond_control",
     "build_report",
     "console_table",
     "draw_comparison",

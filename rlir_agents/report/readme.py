@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from rlir_agents.report.tables import Summary, gain, markdown, number, percent, signed
+from rlir_agents.report.tables import Summary, bounds, gain, markdown, number, percent, signed
 from rlir_env.atomic_files import write_text
 
 ARMS = {
@@ -14,6 +14,9 @@ ARMS = {
     "more_pretraining": "same minutes of further pre-training",
     "shuffled_actions": "RLIR rewarded on shuffled game actions",
 }
+
+
+_BEYOND = "beyond_more_pretraining"
 
 
 def results_table(runs: Sequence[Summary]) -> str:
@@ -42,6 +45,7 @@ def results_table(runs: Sequence[Summary]) -> str:
         if len(group) > 1:
             cells = [f"**{cell}**" if cell else "" for cell in _mean_cells(group)]
             rows.append([paradigm, ARMS.get(arm, arm), "**mean**", *cells])
+        rows += [_beyond_row(run) for run in group if _BEYOND in run]
     return markdown(rows, num_left=3)
 
 
@@ -62,6 +66,22 @@ def replace_block(readme: str | Path, name: str, block: str) -> None:
     if start < 0 or stop < start:
         raise ValueError(f"{readme} needs the lines {begin} and {end}, in this order, where the figures are to go")
     write_text(readme, f"{text[: start + len(begin)]}\n{block}\n{text[stop:]}")
+
+
+def _beyond_row(run: Summary) -> list[str]:
+    beyond = run[_BEYOND]
+    gain_cell = f"{signed(beyond['judge_f1'])} {bounds(beyond['judge_f1_ci95'], signed)}".rstrip()
+    psnr_cell = f"{signed(beyond['psnr'], 2)}"
+    return [
+        run["paradigm"],
+        "the same minus further pre-training",
+        str(run["seed"]),
+        "",
+        "",
+        gain_cell,
+        *[""] * 4,
+        psnr_cell,
+    ]
 
 
 def _groups(runs: Sequence[Summary]) -> dict[tuple[str, str], list[Summary]]:

@@ -115,6 +115,36 @@ def summarize(
     return {**summary, **extras}
 
 
+def beyond_control(
+    result: Evaluation, control: Evaluation, slots: Sequence[str], seed: int, judge: str = "judge"
+) -> dict[str, Any]:
+    """What a result has over that of a control which began at the same base model.
+
+    Args:
+        result: on the test prompts.
+        control: on the same prompts with the same seeds.
+        slots: those that count in the quoted F1, by name.
+        seed: of the bootstrap.
+        judge: name of the IDM that had no part in training.
+
+    Returns:
+        JSON-able: `judge_f1` and `psnr`, result minus control, and `judge_f1_ci95`, `psnr_ci95` over clips.
+
+    Raises:
+        ValueError: if the evaluations are not of the same prompts.
+    """
+    _check_paired({"result": result, "control": control})
+    weights = draw_weights(result.num_clips, NUM_DRAWS, seed)
+    difference = (result.psnr - control.psnr).double()
+    draws = result.f1_draws(judge, weights, slots) - control.f1_draws(judge, weights, slots)
+    return {
+        "judge_f1": round(result.f1(judge, slots) - control.f1(judge, slots), 6),
+        "judge_f1_ci95": interval(draws),
+        "psnr": _mean(difference),
+        "psnr_ci95": interval(weights @ difference / result.num_clips),
+    }
+
+
 def write_summary(path: str | Path, summary: Mapping[str, Any]) -> None:
     """Write a summary as JSON, atomically; NaN and infinity are errors."""
     write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -144,10 +174,10 @@ def psnr_change_by_stillness(
 
 
 def _check_paired(evaluations: Mapping[str, Evaluation]) -> None:
-    first = evaluations["before"]
+    first_name, first = next(iter(evaluations.items()))
     for name, evaluation in evaluations.items():
         if not torch.equal(evaluation.game_action, first.game_action):
-            raise ValueError(f"{name!r} and 'before' are not of the same prompts: evaluate both on one set")
+            raise ValueError(f"{name!r} and {first_name!r} are not of the same prompts: evaluate both on one set")
 
 
 def _figures(

@@ -15,6 +15,7 @@ from PIL import Image
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.report import (
     Panel,
+    beyond_control,
     build_report,
     console_table,
     draw_comparison,
@@ -138,6 +139,18 @@ def test_paired_gain_of_equal_evaluations_is_exactly_zero(evaluations):
     json.dumps(summary, allow_nan=False)
 
 
+def test_what_a_result_has_beyond_a_control_is_paired(evaluations):
+    before, after, slots = evaluations["before"], evaluations["after"], ["forward_back", "jump"]
+    beyond = beyond_control(after, before, slots, seed=0)
+    summary = summarize(before, after, before, before, seconds=1, seed=0, slots=slots)
+    assert beyond["judge_f1"] == pytest.approx(summary["judge_f1"]["after"] - summary["judge_f1"]["before"], abs=2e-6)
+    assert beyond["judge_f1_ci95"] == summary["judge_f1"]["gain_ci95"]
+    assert beyond["psnr"] == pytest.approx(summary["psnr"]["after"] - summary["psnr"]["before"], abs=2e-4)
+    assert beyond["psnr_ci95"] == summary["psnr_change_ci95"]
+    none = beyond_control(after, after, slots, seed=1)
+    assert none == {"judge_f1": 0.0, "judge_f1_ci95": [0.0, 0.0], "psnr": 0.0, "psnr_ci95": [0.0, 0.0]}
+
+
 def test_evaluations_of_other_prompts_are_refused(evaluations):
     before = evaluations["before"]
     other = Evaluation(
@@ -193,6 +206,9 @@ def test_results_table_has_a_row_a_run_and_a_mean(summary):
     ]
     with pytest.raises(ValueError, match="lacks paradigm"):
         results_table([{"arm": "rlir"}])
+    beyond = {"judge_f1": 0.0378, "judge_f1_ci95": [0.028, 0.048], "psnr": -0.269, "psnr_ci95": [-0.4, -0.1]}
+    row = results_table([dict(summary, beyond_more_pretraining=beyond)]).splitlines()[-1]
+    assert "the same minus further pre-training" in row and "+0.038 [+0.028, +0.048]" in row and "| -0.27 |" in row
 
 
 def test_readme_is_rewritten_between_its_markers(tmp_path, summary):
