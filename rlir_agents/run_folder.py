@@ -15,8 +15,10 @@ from typing import Any
 from torch import nn
 from torchrl.record.loggers import CSVLogger, Logger
 
-from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree, write_tensors
+from rlir_agents.checkpoint_folder import CheckpointFolder, read_tree
 from rlir_agents.world_models.low_rank import merged_state_dict
+from rlir_env.assets.models import model_facts
+from rlir_env.checkpoints import save_safetensors
 
 
 class RunFolder:
@@ -82,9 +84,14 @@ class RunFolder:
             )
 
     def save_policy(self, policy: nn.Module, name: str = "policy") -> Path:
-        """Write a policy's weights to ``<name>.safetensors``, atomically; low-rank factors are merged into them."""
+        """Write a policy's weights to ``<name>.safetensors``, atomically; low-rank factors are merged into them.
+
+        Beside them stand class and sizes of its world model, where it has one.
+        """
         path = self.path / f"{name}.safetensors"
-        write_tensors(path, merged_state_dict(policy))
+        world_model = getattr(policy, "world_model", None)
+        facts = {} if world_model is None else model_facts(world_model)
+        save_safetensors(path, merged_state_dict(policy), facts)
         return path
 
     def _log_position(self) -> dict[str, int]:

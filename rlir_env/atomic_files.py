@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -29,6 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")  # two processes may write the same file
     try:
         yield unfinished
+        os.chmod(unfinished, 0o666 & ~_UMASK)  # some writers make files that only their owner can read
         sync(unfinished)
         os.replace(unfinished, path)
     finally:

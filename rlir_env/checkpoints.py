@@ -167,7 +167,7 @@ def _read_torch_file(path: str | Path) -> Any:
     except Exception as error:  # whatever the bytes of a file that is none make the unpickler stumble over
         reason = next((line for line in str(error).splitlines() if "WeightsUnpickler error" in line), repr(error))
         raise ValueError(
-            f"{path} cannot be read as tensors and plain containers; nothing was run: {reason.strip()}"
+            f"{path} cannot be read as tensors and plain containers; nothing was run: {reason.strip().rstrip(':')}"
         ) from error
 
 

@@ -43,6 +43,8 @@ def frozen_parts(config: Config) -> Parts:
     device = choose_device(config["device"])
     if config["num_threads"] is not None:
         torch.set_num_threads(config["num_threads"])
+    if not isinstance(config["seed"], int):
+        raise ValueError(f"seed={config['seed']!r}: give a whole number")
     torch.manual_seed(config["seed"])
     machine = {"device": device, "autocast_dtype": choose_autocast_dtype(config["autocast"], device)}
     return world_parts(build(config["world"]["frozen"], machine, "world.frozen"), machine)
@@ -104,7 +106,8 @@ def _add_algorithm(parts: Parts, config: Config, reference: TensorDictModuleBase
     if critic is not None and not hasattr(parts["advantage"], "critic"):
         raise ValueError("credit: the algorithm has a critic, and this credit gives it no targets: use credit=gae")
     parts["optimizer"] = build(config["optimizer"], parts, "optimizer")
-    parts["num_iterations"] = config["trainer"]["num_iterations"]
+    parts["trainer_config"] = build(config["trainer"], {}, "trainer")
+    parts["num_iterations"] = parts["trainer_config"].num_iterations
     parts["scheduler"] = build(config["scheduler"], parts, "scheduler")
 
 
@@ -124,7 +127,7 @@ def make_trainer(assembly: Assembly, evaluate: Any) -> Trainer:
         parts["loss"],
         parts["advantage"],
         parts["optimizer"],
-        build(config["trainer"], {}, "trainer"),
+        parts["trainer_config"],
         config["run_dir"],
         scheduler=parts["scheduler"],
         reference_policy=parts["reference_policy"],

@@ -40,7 +40,12 @@ def build(node: Any, parts: Mapping[str, Any], name: str = "config") -> Any:
     if "_target_" not in node:
         return given
     target = get_object(node["_target_"])
-    return target(**_arguments(target, given, parts, name))
+    arguments = _arguments(target, given, parts, name)
+    try:
+        return target(**arguments)
+    except TypeError as error:  # what a value of another type, such as lr=fast, ends in where nobody checks
+        shown = ", ".join(f"{key}={value!r}" for key, value in given.items() if not isinstance(value, dict))
+        raise ValueError(f"{name}: {target.__name__} does not take {shown}: {error}") from error
 
 
 def _arguments(target: Any, given: dict[str, Any], parts: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) 
 
 
 def read_world_model(path: str | Path) -> MineWorld | NFD:
-    """Build and fill the world model of a file of ``rlir pretrain`` or of a shipped one, whichever it is.
+    """Build and fill the world model of a file of ``rlir pretrain`` or ``rlir train`` or of a shipped one.
 
     Args:
         path: our own safetensors file; its class and sizes are in it.
@@ -81,7 +81,9 @@ def read_world_model(path: str | Path) -> MineWorld | NFD:
     name = facts.get("class")
     if name not in _BUILDERS:
         raise ValueError(f"{path} holds a {name}, no world model: give a file of {' or '.join(_BUILDERS)}")
-    return filled(lambda: _BUILDERS[name](facts["sizes"]), weights)
+    # What a run leaves is a policy, and its weights are those of its world model.
+    own = {key.removeprefix("world_model."): tensor for key, tensor in weights.items()}
+    return filled(lambda: _BUILDERS[name](facts["sizes"]), own)
 
 
 def make_mineworld(config: MineWorldConfig, weights: str | Path | None = None) -> MineWorld:

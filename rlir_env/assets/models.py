@@ -36,7 +36,12 @@ def write_model(path: str | Path, model: Any, dtype: torch.dtype | None = None, 
         dtype: of the stored weights; None keeps theirs.
         **facts: for instance ``class_frequency``.
     """
-    save_safetensors(path, model, {"class": type(model).__name__, "sizes": asdict(model.config), **facts}, dtype)
+    save_safetensors(path, model, model_facts(model) | facts, dtype)
+
+
+def model_facts(model: Any) -> dict[str, Any]:
+    """Class and sizes of a module with a dataclass ``config``, from which it is built again."""
+    return {"class": type(model).__name__, "sizes": asdict(model.config)}
 
 
 def read_model(path: str | Path, builders: Builders[Model]) -> tuple[Model, dict[str, Any]]:

@@ -141,6 +141,21 @@ def test_what_must_be_from_different_maps_is_not_shipped_together(assets, tmp_pa
     assert main(["ship", str(assets.parent / "coach"), f"into={folder}"]) == 0  # anew: it is its own
 
 
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("trainer.num_iterations=-1", "num_iterations: must be at least 1"),
+        ("optimizer.lr=fast", "optimizer: AdamW does not take lr='fast'"),
+        ("seed=abc", "seed='abc': give a whole number"),
+    ],
+)
+def test_a_setting_that_is_refused_leaves_no_run(override, message, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "experiment=identity", "device=cpu", f"run_dir={run}", override]) == 2
+    assert message in capsys.readouterr().err
+    assert not run.exists()  # so that the right command can follow
+
+
 def test_evaluate_and_generate(assets, tmp_path, capsys):
     shared = [f"world.name={assets}", "device=cpu", "num_threads=1"]
     assert main(["evaluate", *shared, "evaluation.sampling.top_p=[1.0]", "split=test", "best_of=2"]) == 0

@@ -9,8 +9,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlir_agents.cli import main
+from rlir_agents.commands.composition import compose_config
 from rlir_agents.dry_run import Meter
-from rlir_agents.world_models import NFD, Decoder, LatentWorldModel, MineWorld, MineWorldConfig, NFDConfig, TokenSampler
+from rlir_agents.world_models import (
+    NFD,
+    Decoder,
+    LatentWorldModel,
+    MineWorld,
+    MineWorldConfig,
+    NFDConfig,
+    TokenSampler,
+    load_world_model,
+)
 from rlir_agents.world_models.low_rank import add_low_rank, merge_low_rank, merged_state_dict
 from rlir_env.layout import TokenLayout
 
@@ -123,6 +133,12 @@ def test_a_run_with_factors_leaves_plain_weights(experiment: str, tmp_path: Path
     base = {key: value.shape for key, value in load_file(plain / "policy.safetensors").items()}
     assert {key: value.shape for key, value in load_file(adapted / "policy.safetensors").items()} == base
     assert (adapted / "summary.json").is_file()
+    # Heads of 8 dimensions are not the published ones: the file says so itself.
+    learnt = load_world_model(adapted / "policy.safetensors")
+    sizes = compose_config("train", [f"experiment={experiment}"])["world_model"]["config"]
+    assert {key: getattr(learnt.config, key) for key in sizes if "heads" in key} == {
+        key: size for key, size in sizes.items() if "heads" in key
+    }
     assert (
         main([*run, f"run_dir={adapted}", "lora={rank:2,alpha:4}", "optimizer.lr=0.01"]) == 0
     )  # finished: nothing to do
