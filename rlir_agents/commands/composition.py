@@ -94,7 +94,10 @@ def _plain(config: DictConfig) -> Config:
         missing = sorted(OmegaConf.missing_keys(config))
     except InterpolationToMissingValueError:  # what others refer to: look at it alone
         missing = [f"{key}=PATH" for key in config["files"] if OmegaConf.is_missing(config["files"], key)]
-        raise ValueError(f"give {', '.join(missing)}") from None
+        raise ValueError(
+            f"give {', '.join(missing)}: a checkpoint, the folder of VPT's 4x_idm.model and .weights, a folder of "
+            "recordings (trainer.dry_run=true needs none of them)"
+        ) from None
     if missing:
         raise ValueError(f"give {', '.join(f'{key}=...' for key in missing)}")
     try:

@@ -25,6 +25,7 @@ from rlir_agents.commands.evaluating import (
 from rlir_agents.controls import ShuffledGameActions, best_of
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.evaluator import Evaluator
+from rlir_agents.report.summary import mean_psnr
 from rlir_agents.report.tables import align, number
 
 
@@ -41,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
         print(f"evaluating: {title}", flush=True)
         record = make()
         f1 = [number(record.f1(name, slots)) for name in readers]
-        rows.append([title, *f1, number(record.psnr.mean().item(), 2)])
+        rows.append([title, *f1, number(mean_psnr(record.psnr), 2)])
     print(f"\n{align(rows)}")
 
 

@@ -187,7 +187,7 @@ def _figures(
     draws: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """What the tables show of one evaluation: figures by reader, and the picture's PSNR."""
-    figures: dict[str, Any] = {"psnr": _psnr_or_none(evaluation.psnr)}
+    figures: dict[str, Any] = {"psnr": mean_psnr(evaluation.psnr)}
     for reader, idm in readers.items():
         scores = evaluation.scores(idm, slots)
         figures[reader] = {
@@ -229,7 +229,8 @@ def _rounded(value: float | None, digits: int = 6) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _psnr_or_none(psnr: Tensor) -> float | None:
+def mean_psnr(psnr: Tensor) -> float | None:
+    """Mean over clips ``[N]``; None for videos that are the real ones."""
     return None if (psnr >= _PSNR_OF_EQUAL_VIDEOS).all() else _mean(psnr)
 
 

@@ -56,6 +56,9 @@ def load_published_world(
         FileNotFoundError: if a file is missing.
         ValueError: if a file is not what it should be.
     """
+    for key, path in {"world": weights, "idm": idm, "data": data}.items():
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{key}={path}: there is no such file or folder")
     coder: Tokenizer
     height, width = frame_size  # a list, where it comes from YAML
     if tokenizer == "kl_tokenizer":

@@ -247,7 +247,8 @@ class VPTInverseDynamics(InverseDynamicsModel):
         Raises:
             ValueError: If the settings are not those of VPT's IDM, or the weights do not fit them.
         """
-        return filled(lambda: cls(VPTConfig.from_file(model), spec), idm_weights(load_foreign(weights))).eval()
+        config = VPTConfig.from_file(model)
+        return filled(lambda: cls(config, spec), idm_weights(load_foreign(weights))).eval()
 
     @torch.no_grad()
     def log_probs(self, frames: Tensor) -> dict[str, Tensor]:
