@@ -42,14 +42,17 @@ def compare(config: Config, block: str) -> None:
         config: of `rlir compare`.
         block: of the README that holds the table.
     """
+    entries: list[dict[str, Any]] = []
     for chosen in chosen_runs(config):
         if not _summary_file(chosen).is_file():
             train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
         print(console_table(_summary(chosen)), flush=True)
-        write_text(config["results"], json.dumps(_finished(config), indent=1) + "\n")
+        entries = _finished(config)
+        write_text(config["results"], json.dumps(entries, indent=1) + "\n")
+    table = results_table(entries)
     if config["readme"] is not None:
-        replace_block(config["readme"], block, results_table(_finished(config)))
-    print(f"\n{results_table(_finished(config))}\n\n{config['results']}")
+        replace_block(config["readme"], block, table)
+    print(f"\n{table}\n\n{config['results']}")
 
 
 def help_text() -> str:

@@ -15,13 +15,10 @@ from functools import singledispatch
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torch.distributions import Categorical
 
 from rlir_agents.dry_run.meter import Count, Meter
 from rlir_agents.hardware import autocast
 from rlir_agents.policies import DenoisingPolicy, TokenPolicy
-from rlir_agents.policies.token_steps import TokenSteps
-from rlir_agents.world_models import hidden_at
 from rlir_agents.world_models.base import DecodingWeights
 from rlir_agents.world_models.kv_cache import KVCache
 from rlir_env.inverse_dynamics import InverseDynamicsModel
@@ -156,23 +153,12 @@ def _(policy: TokenPolicy, meter: Meter) -> Generation:
 
 @learning.register
 def _(policy: TokenPolicy, num_videos: int) -> Callable[[], Tensor]:
-    layout, model = policy.layout, policy.world_model
-    before = layout.action_positions - 1
-
-    def score(hidden: Tensor, codes: Tensor) -> Tensor:
-        with autocast(_CPU, policy.autocast_dtype):
-            logits = model.logits(hidden)
-        return policy.sampler.truncate(logits[..., : model.num_codes], codes)
+    before = policy.layout.action_positions - 1
 
     def log_probs() -> Tensor:
-        token = torch.zeros(num_videos, layout.sequence_length - 1, dtype=torch.long)  # nothing follows the last code
+        length = policy.layout.sequence_length - 1  # nothing follows the last code
         action = torch.zeros(num_videos, len(before), dtype=torch.long)
-        with autocast(_CPU, policy.autocast_dtype):
-            hidden = hidden_at(model.hidden(token), before).flatten(0, 1)
-        if policy.positions_per_chunk is not None:
-            return TokenSteps(hidden, score, action, policy.positions_per_chunk).log_prob(action)
-        logits = score(hidden, action.flatten()).unflatten(0, action.shape)
-        return Categorical(logits=logits, validate_args=False).log_prob(action)
+        return policy.dist_after(torch.zeros(num_videos, length, dtype=torch.long), before, action).log_prob(action)
 
     return log_probs
 

@@ -176,13 +176,23 @@ class TokenPolicy(TensorDictModuleBase):
         # The last step's own tokens are in no state yet; they condition one another.
         token = token.scatter(1, places[:, -1], action[:, -1].to(token.dtype))
         before = places.flatten(1) - 1  # the token at a place is predicted by the position before it
-        shape = (*tensordict.batch_size, *action.shape[2:])
+        action = action.reshape(*tensordict.batch_size, *action.shape[2:])
+        return self.dist_after(known_prefix(token, before), before, action)
+
+    def dist_after(self, token: Tensor, before: Tensor, action: Tensor) -> Categorical | TokenSteps:
+        """The distributions from which codes were taken, by one forward.
+
+        Args:
+            token: Sequences as far as they are needed, integer ``[N, L]``.
+            before: Positions whose next code is meant, long ``[n]`` or ``[N, n]``.
+            action: The codes that were taken, of N n elements in any shape, which the distribution has, too.
+        """
         with autocast(token.device, self.autocast_dtype):
-            hidden = hidden_at(self.world_model.hidden(known_prefix(token, before)), before).flatten(0, 1)
+            hidden = hidden_at(self.world_model.hidden(token), before).flatten(0, 1)
         if self.positions_per_chunk is not None:
-            return TokenSteps(hidden, self._score, action.reshape(shape), self.positions_per_chunk)
+            return TokenSteps(hidden, self._score, action, self.positions_per_chunk)
         logits = self._score(hidden, action.flatten())
-        return Categorical(logits=logits.reshape(*shape, -1), validate_args=False)
+        return Categorical(logits=logits.reshape(*action.shape, -1), validate_args=False)
 
     def _score(self, hidden: Tensor, action: Tensor) -> Tensor:
         """Logits ``[M, V]`` of the distributions that were sampled from, by hidden states and the codes taken there."""

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from small_policies import small_denoising_policy
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlir_agents.cli import main
 from rlir_agents.commands.composition import config_folder
-from rlir_agents.dry_run import DEVICES, Device, Estimate, Meter, Phase, estimate_table, hollow
+from rlir_agents.dry_run import DEVICES, Batch, Device, Estimate, Meter, Phase, estimate_table, hollow, policy_phases
 from rlir_agents.trainer_config import TrainerConfig
 from rlir_agents.world_models import MineWorld, MineWorldConfig
+from rlir_env.testing import identity_world
 
 
 def small_mineworld() -> MineWorld:
@@ -73,6 +75,26 @@ def test_hollow_weights_have_shapes_and_no_memory():
     hollowed = hollow(model).state_dict()
     assert {name: weight.shape for name, weight in hollowed.items()} == shapes
     assert all(weight.untyped_storage().nbytes() == 4 and weight.device.type == "cpu" for weight in hollowed.values())
+
+
+def test_a_rollout_is_counted_as_it_is_made():
+    world = identity_world(grid_size=(2, 2), num_frames=4)
+    env = world.denoising_env(num_prompts=1, group_size=1, num_denoising_steps=4)
+    policy = small_denoising_policy(env)
+    with FlopCounterMode(display=False) as counter:
+        policy.generate(env.reset())
+    meter = Meter()
+    policy.world_model = meter.fake(policy.world_model)
+    one = Batch(num_videos=1, rollout_batch_size=1, micro_batch_size=1, num_epochs=1, num_log_probs=1)
+    rollout, log_probs, update = policy_phases(policy, meter, one)
+    assert rollout.flops == counter.get_total_flops()
+    many = Batch(num_videos=12, rollout_batch_size=5, micro_batch_size=3, num_epochs=2, num_log_probs=2)
+    rollouts, all_log_probs, updates = policy_phases(policy, meter, many, num_learners=2)
+    assert rollouts.flops == 12 * rollout.flops
+    assert all_log_probs.flops == 2 * 12 * log_probs.flops
+    assert updates.flops == 2 * 2 * 12 * update.flops and update.flops > 2 * log_probs.flops
+    assert rollouts.peak_bytes(5) - rollouts.peak_bytes(4) == rollout.video_bytes
+    assert updates.video_bytes == 0  # the cache is gone by then
 
 
 def test_the_table_says_what_fits():
