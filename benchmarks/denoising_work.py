@@ -3,7 +3,7 @@
 A token passes every layer once, a copy of a frame gets one modulation a layer, and its queries read the keys and values
 of the finished frames before it and its own. The sum agrees with section 7 of the reference page on post-training
 diffusion models; what that leaves out, embeddings of timesteps and game actions, is counted, too. Products run in the
-precision of autocast, but for the thin ones at both ends (`rlir_agents.world_models.nfd_layers`).
+precision of autocast, but for the thin ones at both ends (`rlir_agents.world_models.dit_layers`).
 
 Letters: B rows, P prompts, F frames, K selected steps, N denoising steps, S tokens of a frame, d hidden; c channels and
 p patch size.

@@ -11,7 +11,7 @@ Letters: B rows, H heads, U copies of all frames in order, S tokens of a frame, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from rlir_agents.world_models.kernels import suits_cpu
 
 # Scores that a CPU works on at a time, 4 MB: fewer are lost in overhead, more in fresh pages of memory.
 _SCORES_PER_BLOCK = 2**20
+
+# From scaled queries, keys and values [B, H, U, S, D] to attention output of that shape.
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Frame(NamedTuple):

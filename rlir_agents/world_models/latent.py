@@ -126,8 +126,18 @@ class LatentWorldModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def _head(self, hidden: Tensor, condition: Tensor) -> Tensor:
-        """Velocities ``[B, U, c, h, w]`` from hidden states ``[B, U, S, d]`` and conditions ``[B, U, d]``."""
+    def _velocity(self, hidden: Tensor, condition: Tensor, latent: Tensor, timestep: Tensor) -> Tensor:
+        """Velocities of what was read.
+
+        Args:
+            hidden: ``[B, U, S, d]``.
+            condition: ``[B, U, d]``.
+            latent: Whose hidden states these are, ``[B, U, c, h, w]``.
+            timestep: Theirs, ``[B, U]``.
+
+        Returns:
+            ``[B, U, c, h, w]``.
+        """
 
     def hidden_of_steps(
         self,
@@ -207,7 +217,9 @@ class LatentWorldModel(nn.Module, ABC):
                 timestep[:, frame, step],
                 None if game_action_vector is None else game_action_vector[:, :end],
             )
-            return self._head(*self._joint_hidden(selected)).unflatten(1, selected.latent.shape[1:3])
+            latents, timesteps = selected.latent.flatten(1, 2), selected.timestep.flatten(1)
+            velocity = self._velocity(*self._joint_hidden(selected), latents, timesteps)
+            return velocity.unflatten(1, selected.latent.shape[1:3])
 
         by_frame = [torch.cat([evaluate(frame, step) for step in steps], dim=2) for frame in frames]
         return torch.cat(by_frame, dim=1)

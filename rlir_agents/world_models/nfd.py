@@ -12,26 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from rlir_agents.world_models.activation_checkpointing import run_layer
-from rlir_agents.world_models.frame_attention import FrameLayout, frame_attention
+from rlir_agents.world_models.dit_layers import Head, PatchEmbedding, TimestepEmbedding, initialize, precise
+from rlir_agents.world_models.frame_attention import Attend
 from rlir_agents.world_models.frame_cache import FrameCache
-from rlir_agents.world_models.latent import LatentWorldModel, SelectedSteps, check_frames
-from rlir_agents.world_models.nfd_layers import (
-    Attend,
-    Block,
-    Head,
-    PatchEmbedding,
-    TimestepEmbedding,
-    VectorEmbedding,
-    precise,
-    rotary_table,
-)
+from rlir_agents.world_models.frame_transformer import FrameTransformer
+from rlir_agents.world_models.nfd_layers import Block, VectorEmbedding, frame_rotary_table
 
 _LABELS = 1000
 # In float32 1000 * 0.251 is less than 251, in float64 it is not. A label counts as reached a little before, so that it
@@ -128,7 +119,7 @@ class NFDConfig:
         return self.grid[0] * self.grid[1]
 
 
-class NFD(LatentWorldModel):
+class NFD(FrameTransformer):
     """The transformer of NFD.
 
     Under autocast the products of the layers and the attention run in its dtype; norms, modulation and the residual
@@ -148,7 +139,7 @@ class NFD(LatentWorldModel):
         self.config = config
         self.latent_shape, self.max_frames, self.action_dim = config.latent_shape, config.max_frames, config.action_dim
         d, c, p = config.hidden_size, config.latent_shape[0], config.patch_size
-        self.x_embedder = PatchEmbedding(c, p, d)
+        self.x_embedder = PatchEmbedding(c, p, d, has_time_axis=True)
         self.t_embedder = TimestepEmbedding(d)
         if config.action_embedding == "linear":
             self.cond_embedder = nn.Linear(config.action_dim, d)
@@ -156,15 +147,13 @@ class NFD(LatentWorldModel):
             self.c_embedder = VectorEmbedding(config.action_dim, d)
         sizes = (d, config.num_heads, config.feed_forward_size, config.norm_eps)
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.num_layers))
-        self.final_layer = Head(c, p, d, config.norm_eps)
-        self._initialize()
+        self.final_layer = Head(c, p, d, config.norm_eps, layout="c p q")
+        initialize(self, [self.final_layer, *(cast(Block, block).adaLN_modulation for block in self.blocks)])
 
-    def forward(self, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None) -> Tensor:
-        """Velocities of all frames; see the base class."""
-        check_frames(self, latent, timestep, game_action_vector)
-        layout = FrameLayout(latent.shape[1], num_clean=latent.shape[1])
-        attend = partial(frame_attention, layout=layout)
-        return self._head(*self._hidden(latent, timestep, game_action_vector, layout.frame_index, lambda layer: attend))
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.config.hidden_size
 
     def new_cache(self, num_rows: int, num_frames: int, dtype: torch.dtype) -> FrameCache:
         """An empty cache; see the base class."""
@@ -172,57 +161,8 @@ class NFD(LatentWorldModel):
         shape = (num_rows, config.num_heads, num_frames, config.tokens_per_frame, config.head_dim)
         return FrameCache(config.num_layers, shape, dtype, self.final_layer.linear.weight.device)
 
-    @torch.no_grad()
-    def append(self, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None, cache: FrameCache) -> None:
-        """Read finished frames; see the base class."""
-        check_frames(self, latent, timestep, game_action_vector, cache.num_frames)
-        for index in range(latent.shape[1]):
-            frame = slice(index, index + 1)
-            vector = None if game_action_vector is None else game_action_vector[:, frame]
-            self._hidden_behind(cache, latent[:, frame], timestep[:, frame], vector)
-            cache.finish_frame()
-
-    @torch.no_grad()
-    def next_velocity(
-        self, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None, cache: FrameCache
-    ) -> Tensor:
-        """Velocity of the frame under way; see the base class."""
-        vector = None if game_action_vector is None else game_action_vector[:, None]
-        check_frames(self, latent[:, None], timestep[:, None], vector, cache.num_frames)
-        return self._head(*self._hidden_behind(cache, latent[:, None], timestep[:, None], vector)).squeeze(1)
-
-    def _hidden_behind(
-        self, cache: FrameCache, latent: Tensor, timestep: Tensor, vector: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """What `_hidden` gives of one frame, ``[B, 1, c, h, w]``, that sees those in the cache."""
-        if cache.num_frames == cache.max_frames:
-            raise ValueError(f"the cache holds {cache.num_frames} frames, and no more fit; make it for longer videos")
-        return self._hidden(latent, timestep, vector, [cache.num_frames], lambda layer: partial(cache.attend, layer))
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.config.hidden_size
-
-    def _joint_hidden(self, steps: SelectedSteps) -> tuple[Tensor, Tensor]:
-        """One pass over the clean frames and K copies of the last M; see the base class."""
-        context, context_timestep, latent, timestep, game_action_vector = steps
-        num_clean, (num_generated, num_steps) = context.shape[1], latent.shape[1:3]
-        num_frames = num_clean + 1
-        layout = FrameLayout(num_frames, num_clean, num_steps, num_frames - num_generated)
-        attend = partial(frame_attention, layout=layout)
-        # Clean and noisy copies take their places in the sequence.
-        source = torch.empty(len(layout.frame_index), dtype=torch.long)
-        source[layout.clean_copies + layout.noisy_copies] = torch.arange(len(source))
-        source = source.to(latent.device)
-        copies = torch.cat([context, latent.flatten(1, 2)], dim=1)[:, source]
-        timesteps = torch.cat([context_timestep, timestep.flatten(1)], dim=1)[:, source]
-        vectors = None if game_action_vector is None else game_action_vector[:, layout.frame_index]
-        hidden, condition = self._hidden(copies, timesteps, vectors, layout.frame_index, lambda layer: attend)
-        return hidden[:, layout.noisy_copies], condition[:, layout.noisy_copies]
-
-    def _head(self, hidden: Tensor, condition: Tensor) -> Tensor:
-        """Of copies of frames; see the base class."""
+    def _velocity(self, hidden: Tensor, condition: Tensor, latent: Tensor, timestep: Tensor) -> Tensor:
+        """The head predicts it as it is; see the base class."""
         return self.final_layer(hidden, condition, self.config.grid)
 
     def _hidden(
@@ -233,13 +173,9 @@ class NFD(LatentWorldModel):
         frame_index: list[int],
         attend_of_layer: Callable[[int], Attend],
     ) -> tuple[Tensor, Tensor]:
-        """The network before its head on copies of frames ``[B, U, c, h, w]`` with their timesteps and vectors.
-
-        Returns:
-            Hidden states ``[B, U, S, d]`` and conditions ``[B, U, d]``.
-        """
+        """The network before its head; see the base class."""
         config = self.config
-        rotary = rotary_table(frame_index, config.grid, config.axis_dims, config.rope_theta, latent.device)
+        rotary = frame_rotary_table(frame_index, config.grid, config.axis_dims, config.rope_theta, latent.device)
         with precise(latent):
             condition = self.t_embedder(self._label(timestep))
             if vector is not None:
@@ -256,17 +192,3 @@ class NFD(LatentWorldModel):
 
     def _embed_action(self, vector: Tensor) -> Tensor:
         return self.cond_embedder(vector) if self.config.action_embedding == "linear" else self.c_embedder(vector)
-
-    def _initialize(self) -> None:
-        """DiT's: uniform weights, a small timestep embedding, and blocks and head that add nothing at first."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv3d):
-                nn.init.xavier_uniform_(module.weight.flatten(1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for parameter in self.t_embedder.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-        for part in (self.final_layer, *(cast(Block, block).adaLN_modulation for block in self.blocks)):
-            for parameter in part.parameters():
-                nn.init.zeros_(parameter)

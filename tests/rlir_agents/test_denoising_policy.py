@@ -18,7 +18,7 @@ from torchrl.objectives.value import GAE
 from rlir_agents.losses import GRPOLoss
 from rlir_agents.policies import DenoisingPolicy, LatentValue
 from rlir_agents.rollouts import collect
-from rlir_agents.world_models import nfd as nfd_module
+from rlir_agents.world_models import frame_transformer
 from rlir_env.envs import DenoisingEnv
 from rlir_env.noise import CONTEXT_NOISE, step_normal
 from rlir_env.testing import identity_world
@@ -123,9 +123,9 @@ def test_what_breaks_the_log_probs(steps_per_action: int | str, monkeypatch: pyt
     assert drift(policy, rollout) < 1e-5
     redrawn = rollout.copy().set("prompt_seed", rollout["prompt_seed"] + 1)
     assert drift(policy, redrawn) > 1e-3
-    monkeypatch.setattr(nfd_module, "frame_attention", dense_attention)
+    monkeypatch.setattr(frame_transformer, "frame_attention", dense_attention)
     assert drift(policy, rollout) < 1e-5
-    monkeypatch.setattr(nfd_module, "frame_attention", partial(dense_attention, sees_own_clean_copy=True))
+    monkeypatch.setattr(frame_transformer, "frame_attention", partial(dense_attention, sees_own_clean_copy=True))
     assert drift(policy, rollout) > 1e-3
 
 

@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import compose_config
-from rlir_agents.world_models import NFD, LatentSampler, NFDConfig
-from rlir_agents.world_models import nfd as nfd_module
+from rlir_agents.world_models import NFD, LatentSampler, NFDConfig, frame_transformer
 from rlir_agents.world_models.frame_attention import FrameLayout, frame_attention
 from rlir_agents.world_models.loading import make_nfd, nfd_config, nfd_weights, read_world_model
 from rlir_env.checkpoints import load_strict, save_safetensors
@@ -166,7 +165,7 @@ def test_all_ways_to_the_same_velocity(num_generated: int, setting: dict, monkey
                 timesteps = torch.cat([context_timestep[:, :frame], timestep[place]], dim=1)
                 velocity = model(frames, timesteps, vector[:, : frame + 1])[:, -1:]
                 assert largest(velocity - expected[place]) < TOLERANCE
-        monkeypatch.setattr(nfd_module, "frame_attention", dense_attention)
+        monkeypatch.setattr(frame_transformer, "frame_attention", dense_attention)
         assert largest(model.velocity_of_steps(**batch) - expected) < TOLERANCE
 
 
@@ -214,7 +213,7 @@ def test_log_probs_of_a_rollout_and_what_breaks_them(monkeypatch: pytest.MonkeyP
     # 9e-2 for a frame that sees its own clean copy, on another random model.
     seed = seed + 100
     assert drift([as_seen(frame, index) for index, frame in enumerate(clean)]) > 1e-3
-    monkeypatch.setattr(nfd_module, "frame_attention", partial(dense_attention, sees_own_clean_copy=True))
+    monkeypatch.setattr(frame_transformer, "frame_attention", partial(dense_attention, sees_own_clean_copy=True))
     assert drift(context) > 1e-3
 
 
@@ -250,7 +249,7 @@ def gradients(model: NFD, batch: dict[str, torch.Tensor], form: str) -> dict[str
 def test_gradients_do_not_depend_on_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = small_model(), small_batch()
     found = {form: gradients(model, batch, form) for form in ("A2", "B", "C")}
-    monkeypatch.setattr(nfd_module, "frame_attention", dense_attention)
+    monkeypatch.setattr(frame_transformer, "frame_attention", dense_attention)
     for form, those in {**found, "dense": gradients(model, batch, "C")}.items():
         for name, gradient in those.items():
             expected = found["C"][name]
