@@ -13,12 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlir_agents.world_models.loading import mineworld_config, mineworld_weights, nfd_config, nfd_weights
+from rlir_agents.world_models.loading import (
+    mineworld_config,
+    mineworld_weights,
+    nfd_config,
+    nfd_weights,
+    oasis_config,
+    oasis_weights,
+)
 from rlir_agents.world_models.mineworld import MineWorld
 from rlir_agents.world_models.nfd import NFD
+from rlir_agents.world_models.oasis import Oasis
 from rlir_env.checkpoints import check_weights, is_own_file, load_foreign, load_safetensors
 from rlir_env.inverse_dynamics.vpt import VPTConfig, VPTInverseDynamics, idm_weights
 from rlir_env.tokenizers.kl import KLConfig, KLTokenizer, kl_weights
+from rlir_env.tokenizers.vit import ViTConfig, ViTTokenizer, vit_weights
 from rlir_env.tokenizers.vq import VQConfig, VQTokenizer, vq_weights
 
 _ANYTHING = ("",)  # beside a model: what belongs to no model is listed, not refused
@@ -55,6 +64,12 @@ _KINDS = (
         "rlir_agents.world_models.load_world_model('{path}')",
     ),
     _Kind(
+        "Oasis' transformer",
+        oasis_weights,
+        lambda weights: Oasis(oasis_config(weights)),
+        "rlir_agents.world_models.load_world_model('{path}')",
+    ),
+    _Kind(
         "MineWorld's VQ tokenizer",
         vq_weights,
         lambda weights: VQTokenizer(VQConfig.from_weights(weights)),
@@ -65,6 +80,12 @@ _KINDS = (
         kl_weights,
         lambda weights: KLTokenizer(KLConfig.from_weights(weights)),
         "rlir_env.tokenizers.KLTokenizer.from_pretrained('{path}')",
+    ),
+    _Kind(
+        "Oasis' ViT tokenizer",
+        vit_weights,
+        lambda weights: ViTTokenizer(ViTConfig.from_weights(weights)),
+        "rlir_env.tokenizers.ViTTokenizer.from_pretrained('{path}')",
     ),
     _Kind(
         "VPT's inverse dynamics model",

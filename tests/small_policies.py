@@ -48,12 +48,18 @@ def small_policy(
     return TokenPolicy(make_world_model(*sizes), env.layout, env.tokens_per_step, **settings)
 
 
-def small_denoising_policy(env: DenoisingEnv, spec: GameActionSpec = IDENTITY_SPEC, **settings: Any) -> DenoisingPolicy:
+def small_denoising_policy(
+    env: DenoisingEnv,
+    spec: GameActionSpec = IDENTITY_SPEC,
+    make: type[DenoisingPolicy] = DenoisingPolicy,
+    **settings: Any,
+) -> DenoisingPolicy:
     """A policy for an env, the same at every call.
 
     Args:
         env: whose latents and number of frames the world model has.
         spec: of the env's game actions.
+        make: the kind of policy.
         settings: of the policy.
     """
     torch.manual_seed(0)
@@ -73,7 +79,7 @@ def small_denoising_policy(env: DenoisingEnv, spec: GameActionSpec = IDENTITY_SP
     with torch.no_grad():  # fresh gates are zero: such a model would see nothing and say zero
         for weight in world_model.parameters():
             weight += 0.1 * torch.randn_like(weight)
-    return DenoisingPolicy(world_model, env.layout, env.steps_per_action, action_encoder=action_encoder, **settings)
+    return make(world_model, env.layout, env.steps_per_action, action_encoder=action_encoder, **settings)
 
 
 def teach_random_play(policy: DenoisingPolicy, num_codes: int, num_steps: int = 300) -> DenoisingPolicy:

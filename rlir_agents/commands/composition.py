@@ -17,7 +17,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 
 Config = dict[str, Any]
 
-_FILES = ("world", "idm", "data")
+_FILES = ("world", "tokenizer", "idm", "data")
 
 
 def config_folder() -> Path:

@@ -22,6 +22,7 @@ from torch import Tensor
 from rlir_agents.hardware import autocast
 from rlir_agents.policies.latent_sequence import (
     Arrangement,
+    LatentSequences,
     check_fit,
     common_place,
     constant_of,
@@ -57,6 +58,7 @@ class DenoisingPolicy(TensorDictModuleBase):
     # Where TorchRL's losses look for what to read from a rollout.
     dist_sample_keys = ["action"]
     log_prob_keys = ["action_log_prob"]
+    _distribution: type[LatentSteps] = LatentSteps
 
     def __init__(
         self,
@@ -100,12 +102,13 @@ class DenoisingPolicy(TensorDictModuleBase):
         super().__init__()
         action_encoder = NFDGroups() if action_encoder is None else action_encoder
         check_fit(world_model, layout, action_encoder)
+        self.world_model, self.layout = world_model, layout
         if select_per not in ("frame", "video"):
             raise ValueError(f"select_per={select_per!r}: choose 'frame' or 'video'")
         num_steps = layout.num_denoising_steps
         mask = None if sde_window is None else window(num_steps, *sde_window)
         self.table: StepTable = step_table(layout.grid, variant, noise_level, mean=mean, stochastic_steps=mask)
-        if len(self.table.trainable_steps) == 0:
+        if len(self.counted_steps) == 0:
             raise ValueError(f"variant={variant!r} on {num_steps} denoising steps samples nowhere: there is no policy")
         gaussian_log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.ones(()), log_prob_reduction)  # checks it
         self.in_keys = [
@@ -118,7 +121,6 @@ class DenoisingPolicy(TensorDictModuleBase):
             "action",
         ]
         self.out_keys = ["action", "action_log_prob", "loss_mask"]
-        self.world_model, self.layout = world_model, layout
         self.steps_per_action = layout.steps_per_action(steps_per_action)
         self.action_encoder = action_encoder
         self.selected_fraction, self.select_per = selected_fraction, select_per
@@ -131,6 +133,11 @@ class DenoisingPolicy(TensorDictModuleBase):
     def num_steps(self) -> int:
         """T, env steps of a whole video."""
         return self.layout.num_steps(self.steps_per_action)
+
+    @property
+    def counted_steps(self) -> Tensor:
+        """The denoising steps that may count in a loss, in order, long ``[at most N]``."""
+        return self.table.trainable_steps
 
     @property
     def context_timestep(self) -> float:
@@ -223,24 +230,32 @@ class DenoisingPolicy(TensorDictModuleBase):
         shape = (*tensordict.batch_size, self.steps_per_action)
         if not is_counted.any():
             empty = items.latent.new_zeros(0, *self.layout.latent_shape)
-            return LatentSteps(empty, empty.new_zeros(0), is_counted.reshape(shape), self.log_prob_reduction)
+            return self._distribution(empty, empty.new_zeros(0), is_counted.reshape(shape), self.log_prob_reduction)
         place = Arrangement.of(items.frame_index, is_counted)
         last = place.first_frame + place.num_frames - 1
         context = as_context(items.frames[:, :last], prompt_seed, self.context_timestep)
-        grid = self.layout.grid.float().to(context.device)
-        timestep = grid[items.denoising_step]
+        latent, timestep = self._evaluated(tensordict, items)
         vector = self.action_encoder.of_frames(game_action)[:, : last + 1]
         with autocast(context.device, self.autocast_dtype):
             velocity = self.world_model.velocity_of_steps(
                 context,
                 torch.full_like(context[:, :, 0, 0, 0], self.context_timestep),
-                place.spread(items.latent),
+                place.spread(latent),
                 place.spread(timestep),
                 vector,
             )
-        step, table = items.denoising_step[place.row, place.item], self.table.to(context.device)
-        mean = table.mean(items.latent[place.row, place.item], place.collect(velocity), step)
-        return LatentSteps(mean, table.std[step], is_counted.reshape(shape), self.log_prob_reduction)
+        at = (place.row, place.item)
+        mean, std = self._gaussian(latent[at], timestep[at], place.collect(velocity), items.denoising_step[at])
+        return self._distribution(mean, std, is_counted.reshape(shape), self.log_prob_reduction)
+
+    def _evaluated(self, tensordict: TensorDictBase, items: LatentSequences) -> tuple[Tensor, Tensor]:
+        """The latents ``[B, I, c, h, w]`` and timesteps ``[B, I]`` at which sequence mode asks the model."""
+        return items.latent, self.layout.grid.float().to(items.latent.device)[items.denoising_step]
+
+    def _gaussian(self, latent: Tensor, timestep: Tensor, velocity: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``[n, c, h, w]`` and standard deviation ``[n]`` of steps that count."""
+        table = self.table.to(latent.device)
+        return table.mean(latent, velocity, step), table.std[step]
 
     def _denoise(self, state: TensorDictBase, frames: Tensor, latent: Tensor, vector: Tensor, step: int) -> TensorDict:
         """Take k steps of the frame behind the finished ones, from a latent ``[B, c, h, w]`` at the given step."""
@@ -269,7 +284,7 @@ class DenoisingPolicy(TensorDictModuleBase):
 
     def _selected(self, episode_seed: Tensor) -> Tensor:
         """Which denoising steps of which generated frame count, bool ``[B, F-1, N]``."""
-        trainable = self.table.trainable_steps.to(episode_seed.device)
+        trainable = self.counted_steps.to(episode_seed.device)
         if len(trainable) == 0:  # without noise nothing counts
             shape = (len(episode_seed), self.layout.num_generated_frames, self.layout.num_denoising_steps)
             return torch.zeros(shape, dtype=torch.bool, device=episode_seed.device)

@@ -9,11 +9,12 @@ from rlir_agents.policies.token import TokenPolicy
 from rlir_agents.world_models.loading import read_world_model
 from rlir_agents.world_models.mineworld import MineWorld
 from rlir_agents.world_models.nfd import NFD
+from rlir_agents.world_models.oasis import Oasis
 from rlir_env.assets import asset_folder, read_tokenizer
 from rlir_env.layout import TokenLayout
 
 
-def shipped_world_model(world: str = "doom", name: str = "mineworld") -> MineWorld | NFD:
+def shipped_world_model(world: str = "doom", name: str = "mineworld") -> MineWorld | NFD | Oasis:
     """A base model of a shipped world, in float32, ready to be trained on.
 
     Args:

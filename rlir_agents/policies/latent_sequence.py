@@ -27,12 +27,14 @@ class LatentSequences(NamedTuple):
     Attributes:
         frames: The last state's video, ``[B, F, c, h, w]``: whatever an item's frame looks back at is finished there.
         latent: Before each step, ``[B, I, c, h, w]``.
+        action: After each step, of the same shape; that of ``latent`` where actions were not asked for.
         frame_index: Of each item, long ``[B, I]``.
         denoising_step: Of each item, long ``[B, I]``.
     """
 
     frames: Tensor
     latent: Tensor
+    action: Tensor
     frame_index: Tensor
     denoising_step: Tensor
 
@@ -63,7 +65,7 @@ def latent_sequences_of(tensordict: TensorDictBase, with_action: bool = True) ->
     rows, places = torch.arange(len(video), device=video.device)[:, None], torch.arange(num_steps, device=video.device)
     latent = video[rows, places, frame_index]  # [B, T, c, h, w]
     if not with_action:
-        return LatentSequences(frames, latent, frame_index, step)
+        return LatentSequences(frames, latent, latent, frame_index, step)
     action = tensordict["action"].reshape(*frame_index.shape, -1, *video.shape[-3:])  # [B, T, k, c, h, w]
     num_inner = action.shape[2]
     before = torch.cat([latent[:, :, None], action[:, :, :-1]], dim=2).flatten(1, 2)
@@ -71,6 +73,7 @@ def latent_sequences_of(tensordict: TensorDictBase, with_action: bool = True) ->
     return LatentSequences(
         frames,
         before,
+        action.flatten(1, 2),
         frame_index[..., None].expand(-1, -1, num_inner).flatten(1),
         (step[..., None] + inner).flatten(1),
     )

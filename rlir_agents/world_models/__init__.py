@@ -10,6 +10,7 @@ from rlir_agents.world_models.latent import LatentWorldModel
 from rlir_agents.world_models.loading import load_world_model
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
 from rlir_agents.world_models.nfd import NFD, NFDConfig
+from rlir_agents.world_models.oasis import Oasis, OasisConfig
 from rlir_agents.world_models.samplers import LatentSampler
 from rlir_agents.world_models.sampling import TokenSampler, nucleus
 
@@ -27,7 +28,9 @@ __all__ = [
     "MineWorldConfig",
     "NFDConfig",
     "NFDGroups",
+    "Oasis",
     "Oasis25",
+    "OasisConfig",
     "TokenSampler",
     "TokenWorldModel",
     "as_context",

@@ -30,9 +30,20 @@ class FrameCache:
         shape: tuple[int, int, int, int, int],
         dtype: torch.dtype,
         device: torch.device,
+        rows_per_video: int = 1,
     ) -> None:
-        """Allocate ``shape = (B, H, F, S, D)`` for every layer."""
+        """Allocate memory.
+
+        Args:
+            num_layers: Layers that attend across frames.
+            shape: (B, H, F, S, D) of each.
+            dtype: Of keys and values.
+            device: Where they are.
+            rows_per_video: More than one where places of a frame do not see one another and are rows of their own, S
+                being 1; B counts all of them.
+        """
         num_rows, num_heads, self.max_frames, self._tokens_per_frame, head_dim = shape
+        self._rows_per_video = rows_per_video
         length = self.max_frames * self._tokens_per_frame
         self.num_frames = 0
 
@@ -59,7 +70,9 @@ class FrameCache:
         self.num_frames = 0
 
     def copy_rows(self, source: FrameCache, rows: Tensor) -> None:
-        """Take row i from row ``rows[i]`` of ``source``: siblings share one reading of their prompt."""
+        """Take video i from video ``rows[i]`` of ``source``: siblings share one reading of their prompt."""
+        places = torch.arange(self._rows_per_video, device=rows.device)
+        rows = (rows[:, None] * self._rows_per_video + places).flatten()
         self.num_frames = source.num_frames
         filled = self.num_frames * self._tokens_per_frame
         for mine, theirs in zip((*self.keys, *self.values), (*source.keys, *source.values), strict=True):

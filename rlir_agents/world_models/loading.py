@@ -1,4 +1,4 @@
-"""World models from files: our own, MineWorld's published checkpoints, and those of NFD's family (LIVE)."""
+"""World models from files: our own, MineWorld's published checkpoints, those of NFD's family (LIVE), and Oasis."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
 from rlir_agents.world_models.nfd import NFD, NFDConfig
+from rlir_agents.world_models.oasis import Oasis, OasisConfig
 from rlir_env.checkpoints import filled, is_own_file, load_foreign, load_safetensors, num_blocks, part_of
 
 # By the class that is written in our own files, from sizes to an untrained model.
-_BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD]] = {
+_BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD | Oasis]] = {
     "MineWorld": lambda sizes: MineWorld(MineWorldConfig(**sizes)),
     "NFD": lambda sizes: NFD(NFDConfig(**sizes)),
+    "Oasis": lambda sizes: Oasis(OasisConfig(**sizes)),
 }
 
 MINEWORLD_LANDMARK = "transformer.model.embed_tokens.weight"
-NFD_LANDMARK = "x_embedder.proj.weight"
-"""Tensors by which a file is known to hold a transformer of MineWorld, or of NFD's family."""
+NFD_LANDMARK = "blocks.0.attention.wqkv.weight"
+OASIS_LANDMARK = "blocks.0.s_attn.to_qkv.weight"
+"""Tensors by which a file is known to hold a transformer of MineWorld, of NFD's family, or Oasis'."""
 
 _HEAD_DIM = 64  # in both families; no weight tells
 _NUM_WORD_IDS = 70  # MineWorld's vocabulary holds them besides the codes
@@ -37,14 +41,15 @@ _FIXED_FIELDS = {
 }
 
 
-def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) -> MineWorld | NFD:
+def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) -> MineWorld | NFD | Oasis:
     """The world model of a file, whichever it is, in float32.
 
     Args:
-        path: One of our own files, a checkpoint of MineWorld, or one of NFD's family with vectors of game actions.
+        path: One of our own files, a checkpoint of MineWorld, one of NFD's family with vectors of game actions, or
+            Oasis'.
         config: Sizes; None reads them off the weights, and takes the published value where these do not tell
             (``max_position_embeddings``, the size of a latent). For MineWorld fields of transformers' ``LlamaConfig``,
-            of which unknown ones are left out with a warning; for NFD those of `NFDConfig`.
+            of which unknown ones are left out with a warning; for the others those of `NFDConfig` or `OasisConfig`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -62,10 +67,13 @@ def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) 
     if any(key.endswith(NFD_LANDMARK) for key in state_dict):
         weights = nfd_weights(state_dict)
         return filled(lambda: NFD(nfd_config(weights, **(config or {}))), weights)
+    if any(key.endswith(OASIS_LANDMARK) for key in state_dict):
+        weights = oasis_weights(state_dict)
+        return filled(lambda: Oasis(oasis_config(weights, **(config or {}))), weights)
     raise ValueError(f"{path} holds no world model that is known here: `rlir inspect {path}` says what it holds")
 
 
-def read_world_model(path: str | Path) -> MineWorld | NFD:
+def read_world_model(path: str | Path) -> MineWorld | NFD | Oasis:
     """Build and fill the world model of a file of ``rlir pretrain`` or ``rlir train`` or of a shipped one.
 
     Args:
@@ -115,6 +123,21 @@ def make_nfd(config: NFDConfig, weights: str | Path | None = None) -> NFD:
     if weights is None:
         return NFD(config)
     return filled(lambda: NFD(config), nfd_weights(load_foreign(weights)))
+
+
+def make_oasis(config: OasisConfig, weights: str | Path | None = None) -> Oasis:
+    """An Oasis of given sizes, fresh or with published weights.
+
+    Args:
+        config: sizes; :func:`oasis_config` reads most of them off the weights.
+        weights: ``oasis500m.safetensors`` or ``.pt``; None leaves the model untrained.
+
+    Raises:
+        ValueError: if the weights do not fit the sizes.
+    """
+    if weights is None:
+        return Oasis(config)
+    return filled(lambda: Oasis(config), oasis_weights(load_foreign(weights)))
 
 
 def mineworld_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("tokenizer.",)) -> dict[str, Tensor]:
@@ -200,7 +223,7 @@ def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14
     Raises:
         ValueError: if the model is not conditioned on game actions.
     """
-    hidden_size, num_channels, _, patch_size, _ = weights[NFD_LANDMARK].shape
+    hidden_size, num_channels, _, patch_size, _ = weights["x_embedder.proj.weight"].shape
     embeddings = {"cond_embedder.weight": "linear", "c_embedder.mlp.0.weight": "mlp"}
     found = [key for key in embeddings if key in weights]
     if len(found) != 1:
@@ -219,3 +242,52 @@ def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14
         "action_embedding": embeddings[found[0]],
     }
     return NFDConfig(**{**sizes, **settings})
+
+
+# Every attention of Oasis holds the frequencies of its kind; some files name them once, some everywhere.
+_OASIS_FREQUENCIES = {"s_attn.rotary_emb.freqs": "spatial", "t_attn.rotary_emb.freqs": "temporal"}
+
+
+def oasis_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The transformer's part of a checkpoint of open-oasis, under its own names.
+
+    Args:
+        state_dict: Of the file.
+        beside: What else may be in it.
+
+    Raises:
+        ValueError: if there is no such transformer, something else beside it, or attentions differ in their
+            frequencies.
+    """
+    roots = ("x_embedder.", "t_embedder.", "spatial_rotary_emb.", "temporal_rotary_emb.", "external_cond.", "blocks.")
+    found = part_of(state_dict, OASIS_LANDMARK, (*roots, "final_layer."), beside)
+    weights: dict[str, Tensor] = {}
+    for key, tensor in found.items():
+        axis = next((axis for end, axis in _OASIS_FREQUENCIES.items() if key.endswith(end)), None)
+        name = key if axis is None else f"{axis}_rotary_emb.freqs"
+        if not torch.equal(weights.setdefault(name, tensor), tensor):
+            raise ValueError(f"{key} differs from other {axis} frequencies: this model has one set for all attentions")
+    return weights
+
+
+def oasis_config(
+    weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (18, 32), **settings: Any
+) -> OasisConfig:
+    """Sizes of the transformer whose weights these are.
+
+    Args:
+        weights: as from :func:`oasis_weights`.
+        latent_size: (h, w) of a frame's latent, which no weight tells.
+        **settings: further keywords of `OasisConfig` that no weight tells, such as ``max_frames``.
+    """
+    hidden_size, num_channels, patch_size, _ = weights["x_embedder.proj.weight"].shape
+    sizes = {
+        "latent_shape": (num_channels, *latent_size),
+        "patch_size": patch_size,
+        "hidden_size": hidden_size,
+        "num_layers": num_blocks(weights, "blocks"),
+        "num_heads": hidden_size // (2 * len(weights["temporal_rotary_emb.freqs"])),
+        "intermediate_size": weights["blocks.0.s_mlp.fc1.weight"].shape[0],
+        "action_dim": weights["external_cond.weight"].shape[1],
+    }
+    return OasisConfig(**{**sizes, **settings})

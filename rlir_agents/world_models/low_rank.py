@@ -17,6 +17,7 @@ TARGETS = frozenset(
     {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),  # MineWorld
         *("wqkv", "wo", "w1", "w2", "w3"),  # NFD
+        *("to_qkv", "to_out", "fc1", "fc2"),  # Oasis
     }
 )
 """Layers that are adapted, by the last part of their names: all products of attention and of the perceptrons."""

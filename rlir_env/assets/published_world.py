@@ -6,7 +6,7 @@ again, and a gain by its verdict cannot tell obeying from pleasing it. The shipp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,17 +16,31 @@ import torch
 
 from rlir_env.assets.folder import SPLITS
 from rlir_env.assets.world import World
-from rlir_env.checkpoints import filled, load_foreign
 from rlir_env.game_actions import MINECRAFT, ActionWord
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
 from rlir_env.prompts import ClipPrompts, PromptsBySplit
 from rlir_env.recordings import ClipSource, Recording, VPTHygiene, list_recordings, split_recordings
 from rlir_env.recordings.vpt_hygiene import NO_HYGIENE
-from rlir_env.tokenizers import KLConfig, KLTokenizer, Tokenizer, VQConfig, VQTokenizer
-from rlir_env.tokenizers.vq import vq_weights
+from rlir_env.tokenizers import (
+    KLConfig,
+    KLTokenizer,
+    LatentTokenizer,
+    Tokenizer,
+    ViTConfig,
+    ViTTokenizer,
+    VQConfig,
+    VQTokenizer,
+    load_tokenizer,
+)
 
 _SHARES = {"train": 0.9, "dev": 0.05, "test": 0.05}
 _MODEL, _WEIGHTS = ".model", ".weights"
+
+_SHAPES: dict[str, Callable[[tuple[int, int]], Tokenizer]] = {
+    "tokenizer": lambda frame_size: VQTokenizer(VQConfig(frame_size)),
+    "kl_tokenizer": lambda frame_size: KLTokenizer(KLConfig(frame_size)),
+    "vit_tokenizer": lambda frame_size: ViTTokenizer(ViTConfig(frame_size)),
+}
 
 
 def load_published_world(
@@ -35,6 +49,7 @@ def load_published_world(
     data: str | Path,
     tokenizer: str = "tokenizer",
     *,
+    tokenizer_weights: str | Path | None = None,
     frame_size: tuple[int, int] = (224, 384),
     num_frames: int = 16,
     num_prompts: Mapping[str, int] | None = None,
@@ -46,7 +61,8 @@ def load_published_world(
         weights: A checkpoint that holds its tokenizer, as MineWorld's do and NFD's family's.
         idm: Folder of ``4x_idm.model`` and ``4x_idm.weights``, or one of the two files.
         data: Folder of recordings in VPT's format.
-        tokenizer: ``"tokenizer"`` for MineWorld's ids, ``"kl_tokenizer"`` for latents.
+        tokenizer: ``"tokenizer"`` for MineWorld's ids, anything else for latents.
+        tokenizer_weights: A file of its own for the tokenizer, as Oasis' is; None looks for it in the checkpoint.
         frame_size: (H, W).
         num_frames: F.
         num_prompts: At most so many clips by split; by default 2,048 to train on, 256 of the others.
@@ -56,16 +72,14 @@ def load_published_world(
         FileNotFoundError: if a file is missing.
         ValueError: if a file is not what it should be.
     """
-    for key, path in {"world": weights, "idm": idm, "data": data}.items():
-        if not Path(path).exists():
+    for key, path in {"world": weights, "tokenizer": tokenizer_weights, "idm": idm, "data": data}.items():
+        if path is not None and not Path(path).exists():
             raise FileNotFoundError(f"{key}={path}: there is no such file or folder")
-    coder: Tokenizer
     height, width = frame_size  # a list, where it comes from YAML
-    if tokenizer == "kl_tokenizer":
-        coder = KLTokenizer.from_pretrained(weights, (height, width))
-    else:
-        found = vq_weights(load_foreign(weights))
-        coder = filled(lambda: VQTokenizer(VQConfig.from_weights(found, frame_size=(height, width))), found)
+    coder = load_tokenizer(weights if tokenizer_weights is None else tokenizer_weights, (height, width))
+    if isinstance(coder, LatentTokenizer) != (tokenizer != "tokenizer"):
+        wanted = "ids (paradigm=autoregressive)" if tokenizer == "tokenizer" else "latents (paradigm=diffusion)"
+        raise ValueError(f"world={weights} holds a {type(coder).__name__}, but the experiment is for {wanted}")
     videos = _recordings_by_split(data)
     counts = dict.fromkeys(SPLITS, 256) | {"train": 2048} | dict(num_prompts or {})
     makers = {
@@ -90,7 +104,8 @@ def published_shapes(
     """The world of the paper's experiments without its files, to count what they would cost.
 
     Args:
-        tokenizer: As in :func:`load_published_world`.
+        tokenizer: ``"tokenizer"`` for MineWorld's ids, ``"kl_tokenizer"`` for NFD's latents, ``"vit_tokenizer"`` for
+            Oasis'.
         frame_size: (H, W).
         num_frames: F.
 
@@ -99,8 +114,7 @@ def published_shapes(
     """
     height, width = frame_size
     with torch.device("meta"):
-        is_latent = tokenizer == "kl_tokenizer"
-        coder = KLTokenizer(KLConfig((height, width))) if is_latent else VQTokenizer(VQConfig((height, width)))
+        coder = _SHAPES[tokenizer]((height, width))
         coach = VPTInverseDynamics(VPTConfig())
     return World(
         tokenizer=coder.eval().requires_grad_(False),

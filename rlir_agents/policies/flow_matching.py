@@ -1,0 +1,121 @@
+"""GRPO on diffusion world models without an SDE: a finished frame is as likely as flow matching says.
+
+DanceGRPO makes sampling stochastic to have probabilities, and then has to find out which of thousands of random numbers
+earned the reward. Here videos are made by the ODE, from noise of their own, as they are when the model is used; and
+in the place of a log-probability stands minus the flow-matching loss of each finished frame, noised anew at some
+timesteps: a lower bound of its log-likelihood, up to weights of the timesteps and a constant. Ratios, clips and
+advantages stay those of GRPO (FPO, McAllister et al. 2025, arXiv 2507.21053; AWM, Xue et al. 2025, arXiv 2509.25050).
+
+This is not in the paper; the paper's steps are `DenoisingPolicy`.
+
+Letters: B rows, I items, T env steps, N denoising steps of a frame, K of them that count; c, h, w a latent's channels,
+height and width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from rlir_agents.hardware import autocast
+from rlir_agents.policies.denoising import DenoisingPolicy
+from rlir_agents.policies.latent_sequence import LatentSequences, constant_of
+from rlir_agents.policies.latent_steps import LatentSteps
+from rlir_agents.world_models import LatentWorldModel
+from rlir_env.layout import LatentLayout
+from rlir_env.noise import step_normal, step_uniform
+from rlir_env.schedules import gaussian_log_prob
+
+_SMALLEST_TIMESTEP = 0.02  # below it velocities are differences of nearly equal numbers
+
+
+class FinishedFrames(LatentSteps):
+    """Finished frames given what they were noised to: every denoising step is judged by where its frame ends."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of the last of a frame's latents ``[..., N, c, h, w]``, float32 ``[..., N]``."""
+        return super().log_prob(value[..., -1:, :, :, :].expand_as(value))
+
+
+class FlowMatchingPolicy(DenoisingPolicy):
+    """A policy that is paid for the frames it makes, however it makes them.
+
+    An env step is a frame. Its denoising steps stand for N timesteps, one between each two of the grid, at which the
+    finished frame x is noised to ``(1 - t) x + t noise``; of them a random part counts, as in `DenoisingPolicy`, and
+    their log-prob is that of x under ``N(what the model makes of it, t^2)``: half the loss of the velocity. Timesteps
+    and noise are functions of (group, frame, step): siblings are compared under the same, which cancels much of it.
+    """
+
+    _distribution = FinishedFrames
+
+    def __init__(
+        self,
+        world_model: LatentWorldModel,
+        layout: LatentLayout,
+        steps_per_action: int | str = "frame",
+        **settings: Any,
+    ) -> None:
+        """Wrap a world model.
+
+        Args:
+            world_model: As in `DenoisingPolicy`.
+            layout: As there.
+            steps_per_action: ``"frame"``, or N.
+            **settings: Further keywords of `DenoisingPolicy`; ``variant`` is ``"ode"`` unless it is given.
+
+        Raises:
+            ValueError: as there, or if an env step is not a frame.
+        """
+        super().__init__(world_model, layout, steps_per_action, **{"variant": "ode", **settings})
+        self.in_keys.append("group_id")
+        if self.steps_per_action != layout.num_denoising_steps:
+            raise ValueError(
+                f"steps_per_action={steps_per_action}: flow matching looks at finished frames, so an env step is a "
+                'frame; take steps_per_action="frame"'
+            )
+
+    @property
+    def counted_steps(self) -> Tensor:
+        """All N: no step has to sample."""
+        return torch.arange(self.layout.num_denoising_steps)
+
+    def _evaluated(self, tensordict: TensorDictBase, items: LatentSequences) -> tuple[Tensor, Tensor]:
+        """Every finished frame noised at its N timesteps; see the base class."""
+        num_steps = self.layout.num_denoising_steps
+        by_frame = items.action.unflatten(1, (-1, num_steps))
+        finished = by_frame[:, :, -1:].expand_as(by_frame).flatten(1, 2)
+        group = constant_of(tensordict, "group_id")
+        return self._noised(finished, group, items.frame_index, items.denoising_step)
+
+    def _gaussian(self, latent: Tensor, timestep: Tensor, velocity: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the finished frame, given what it was noised to; see the base class."""
+        return latent - timestep[:, None, None, None] * velocity, timestep
+
+    def _denoise(self, state: TensorDictBase, frames: Tensor, latent: Tensor, vector: Tensor, step: int) -> TensorDict:
+        """Make a frame, and look at it noised anew; see the base class."""
+        written = super()._denoise(state, frames, latent, vector, step)
+        finished, is_counted = written["action"][:, -1], written["loss_mask"]
+        index, group = frames.shape[1], state["group_id"].squeeze(-1)
+        log_probs = torch.zeros_like(written["action_log_prob"])
+        steps = is_counted.nonzero()[:, 1].view(len(finished), -1)  # [B, K]: equally many count in every row
+        with autocast(latent.device, self.autocast_dtype):
+            cache = self._reader.read(self.world_model, frames, vector, state["prompt_seed"].squeeze(-1))
+            for place in steps.unbind(1):
+                noised, timestep = self._noised(finished, group, torch.full_like(place, index), place)
+                velocity = self.world_model.next_velocity(noised, timestep, vector[:, index], cache)
+                mean, std = self._gaussian(noised, timestep, velocity, place)
+                log_prob = gaussian_log_prob(finished, mean, std, self.log_prob_reduction)
+                log_probs.scatter_(1, place[:, None], log_prob[:, None])
+        return written.set("action_log_prob", log_probs)
+
+    def _noised(self, finished: Tensor, group: Tensor, frame: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Finished frames ``[..., c, h, w]`` between clean and noise, and their timesteps ``[...]``."""
+        grid, num_steps = self.layout.grid.float().to(finished.device), self.layout.num_denoising_steps
+        # The steps' own places are taken by the noise of an SDE.
+        share = step_uniform(group, (1,), frame, num_steps + step).squeeze(-1)
+        timestep = torch.lerp(grid[step], grid[step + 1], share).clamp(min=_SMALLEST_TIMESTEP)
+        noise = step_normal(group, self.layout.latent_shape, frame, 2 * num_steps + step)
+        return torch.lerp(finished, noise, timestep[..., None, None, None]), timestep

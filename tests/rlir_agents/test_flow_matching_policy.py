@@ -1,0 +1,114 @@
+"""Flow matching in the place of an SDE's log-probs: what it is by definition, and that rollout and losses agree."""
+
+import pytest
+import torch
+from small_policies import small_denoising_policy
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.objectives import ClipPPOLoss
+
+from rlir_agents.policies import DenoisingPolicy, FlowMatchingPolicy
+from rlir_agents.rollouts import collect, collect_stepwise
+from rlir_env.envs import DenoisingEnv
+from rlir_env.noise import CONTEXT_NOISE, step_normal, step_uniform
+from rlir_env.testing import identity_world
+
+P, G, F, N = 2, 3, 4, 4  # prompts, siblings, frames, denoising steps of a frame
+SHAPE = (1, 2, 2)
+WORLD = identity_world(grid_size=SHAPE[1:], num_frames=F)
+
+
+def make_env(steps_per_action: int | str = "frame") -> DenoisingEnv:
+    return WORLD.denoising_env(
+        num_prompts=P,
+        group_size=G,
+        steps_per_action=steps_per_action,
+        num_denoising_steps=N,
+        is_initial_noise_shared=False,
+    )
+
+
+def make_policy(env: DenoisingEnv, **settings) -> DenoisingPolicy:
+    return small_denoising_policy(env, make=FlowMatchingPolicy, **settings)
+
+
+@pytest.mark.parametrize("context_timestep", [0.0, 0.25])
+@pytest.mark.parametrize("settings", [{}, {"variant": "dance", "selected_fraction": 1.0, "log_prob_reduction": "sum"}])
+def test_rollout_and_loss_agree(context_timestep: float, settings: dict) -> None:
+    env = make_env()
+    policy = make_policy(env, context_timestep=context_timestep, **settings)
+    rollout = collect(env, policy)
+    assert (rollout["loss_mask"].sum(-1) == int(settings.get("selected_fraction", 0.6) * N)).all()
+    log_prob = policy.get_dist(rollout).log_prob(rollout["action"])
+    assert log_prob.shape == (P, G, F - 1, N) and log_prob[rollout["loss_mask"]].std() > 0.01
+    torch.testing.assert_close(log_prob, rollout["action_log_prob"], atol=1e-5, rtol=0)
+    stepwise = collect_stepwise(env, policy, env.initial_state(*(rollout[key][:, :, 0].flatten() for key in SEEDS)))
+    assert all((stepwise[key] == rollout[key]).all() for key in ("action", "action_log_prob", "loss_mask"))
+
+
+SEEDS = ("prompt_index", "episode_seed", "group_id")
+
+
+def loss_by_definition(policy: DenoisingPolicy, rollout: TensorDictBase) -> Tensor:
+    """Squared errors of velocities ``[B, F-1, N]``, by whole forwards of the model."""
+    rows = rollout.flatten(0, 1)
+    seed, group, grid = rows["prompt_seed"][:, 0, 0], rows["group_id"][:, 0, 0], policy.layout.grid.float()
+    frames = torch.cat([rows["latent"][:, 0, :1], rows["action"][:, :, -1]], dim=1)  # [B, F, c, h, w]
+    noise = torch.stack([step_normal(seed, SHAPE, j, CONTEXT_NOISE) for j in range(F)], dim=1)
+    seen = torch.lerp(frames, noise, policy.context_timestep)
+    vector = policy.action_encoder.of_frames(rows["game_action"][:, 0])
+    errors = torch.zeros(len(rows), F - 1, N)
+    for frame in range(1, F):
+        for step in range(N):
+            t = torch.lerp(grid[step], grid[step + 1], step_uniform(group, (1,), frame, N + step)[:, 0]).clamp(min=0.02)
+            start = step_normal(group, SHAPE, frame, 2 * N + step)
+            now = (1 - t[:, None, None, None]) * frames[:, frame] + t[:, None, None, None] * start
+            times = torch.full((len(rows), frame + 1), policy.context_timestep)
+            times[:, -1] = t
+            video = torch.cat([seen[:, :frame], now[:, None]], dim=1)
+            velocity = policy.world_model(video, times, vector[:, : frame + 1])[:, -1]
+            errors[:, frame - 1, step] = (velocity - (start - frames[:, frame])).square().mean((1, 2, 3))
+    return errors
+
+
+@pytest.mark.parametrize("context_timestep", [0.0, 0.25])
+def test_gradients_are_those_of_flow_matching_weighted_by_advantages(context_timestep: float) -> None:
+    env = make_env()
+    policy = make_policy(env, context_timestep=context_timestep, selected_fraction=1.0)
+    rollout = collect(env, policy)
+    rollout["advantage"] = torch.randn(P, G, F - 1, 1)
+    loss = ClipPPOLoss(policy, None, clip_epsilon=0.2, entropy_bonus=False, functional=False)
+    loss(rollout)["loss_objective"].backward()
+    found = {name: weight.grad.clone() for name, weight in policy.named_parameters()}
+    policy.zero_grad()
+    # At ratio 1 the clipped loss has the gradient of -mean(advantage * log-prob), and log-probs are half the loss.
+    (rollout["advantage"].flatten(0, 1) * loss_by_definition(policy, rollout) / 2).mean().backward()
+    for name, weight in policy.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    assert max(gradient.abs().max() for gradient in found.values()) > 1e-3
+
+
+def test_videos_are_those_of_the_ode() -> None:
+    env = make_env()
+    policy = make_policy(env)
+    rollout = collect(env, policy)
+    state = env.initial_state(*(rollout[key][:, :, 0].flatten() for key in SEEDS))
+    solved = collect(env, small_denoising_policy(env).without_noise(), state)
+    torch.testing.assert_close(rollout["action"], solved["action"], atol=1e-6, rtol=0)
+    assert (rollout["action"][:, 0] - rollout["action"][:, 1]).abs().amax((1, 2, 3, 4, 5)).min() > 0.1  # siblings
+
+
+def test_siblings_are_compared_under_the_same_noise() -> None:
+    env = make_env()
+    policy = make_policy(env, selected_fraction=1.0)
+    rollout = collect(env, policy)
+    rollout["action"][:, 1] = rollout["action"][:, 0]  # the same video under another episode seed
+    rollout["latent"][:, 1] = rollout["latent"][:, 0]
+    log_prob = policy.get_dist(rollout).log_prob(rollout["action"])
+    torch.testing.assert_close(log_prob[:, 0], log_prob[:, 1], atol=1e-6, rtol=0)
+    assert (log_prob[:, 0] - log_prob[:, 2]).abs().max() > 0.01
+
+
+def test_an_env_step_is_a_frame() -> None:
+    with pytest.raises(ValueError, match='take steps_per_action="frame"'):
+        make_policy(make_env(2))
