@@ -174,15 +174,15 @@ def read_contents(path: str | Path) -> FileContents:
     if is_own_file(path):
         return FileContents(path, (_own(path),))
     state_dict = load_foreign(path)
-    parts, claimed = [], set()
+    parts, claimed = [], set()  # by where they lie: some files name a tensor twice
     for kind in _KINDS:
         try:
             weights = kind.select(state_dict, beside=_ANYTHING)
         except ValueError:
             continue
         parts.append(_part(kind, weights, path))
-        claimed |= {id(tensor) for tensor in weights.values()}
-    unread = tuple(sorted(key for key, tensor in state_dict.items() if id(tensor) not in claimed))
+        claimed |= {tensor.data_ptr() for tensor in weights.values()}
+    unread = tuple(sorted(key for key, tensor in state_dict.items() if tensor.data_ptr() not in claimed))
     return FileContents(path, tuple(parts), unread)
 
 

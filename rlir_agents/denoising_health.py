@@ -40,7 +40,9 @@ class DenoisingHealth:
     def __call__(self, rollout: TensorDictBase) -> dict[str, float]:
         """Figures of a rollout [P, G, T] with log-probs, ``collection_log_prob`` if recomputed, and ``advantage``."""
         figures = self._gradients(rollout) | self._drift(rollout)
-        return figures | {"denoising/ode_minus_sde_reward": self._reward_gap(rollout)}
+        if self._policy.table.is_stochastic.any():
+            figures["denoising/ode_minus_sde_reward"] = self._reward_gap(rollout)
+        return figures
 
     def _gradients(self, rollout: TensorDictBase) -> dict[str, float]:
         rows = torch.arange(min(self._num_rollouts, rollout.shape[:2].numel()))
@@ -76,9 +78,9 @@ class DenoisingHealth:
         return (solved["next", "reward"][:, :, -1].mean() - rollout["next", "reward"][:, :, -1].mean()).item()
 
     def _steps(self) -> dict[int, str]:
-        """Denoising steps that sample, with the timestep each starts from."""
+        """Denoising steps that may count, with the timestep each starts from."""
         table = self._policy.table
-        return {step: f"{table.timestep[step]:.2f}" for step in table.trainable_steps.tolist()}
+        return {step: f"{table.timestep[step]:.2f}" for step in self._policy.counted_steps.tolist()}
 
     @staticmethod
     def _is_step(rollout: TensorDictBase, step: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ def nodes(node):
 
 ROOT_OF_GROUP = {
     **dict.fromkeys(("algorithm", "credit", "env", "experiment", "logger", "policy", "prompts", "reward"), "train"),
-    **dict.fromkeys(("paradigm", "world", "world_model"), "train"),
+    **dict.fromkeys(("grid", "paradigm", "world", "world_model"), "train"),
     **dict.fromkeys(("model", "recordings", "idm", "tokenizer"), "pretrain"),
 }
 MODEL_OF_GROUP = {"idm": "idm", "tokenizer": "tokenizer", "recordings": "idm"}
@@ -51,6 +51,8 @@ def test_every_key_is_a_keyword(group, option):
         overrides.append(f"model={MODEL_OF_GROUP[group]}")
     if group in ("prompts", "world", "world_model"):
         overrides += MANDATORY.get(option, [])
+    if group == "grid":  # env and evaluation have one each
+        overrides = ["paradigm=diffusion", f"grid@env.timesteps={option}"]
     if overrides[0] == "world_model=published":  # its path is the world's
         overrides.append("world=published")
     if group == "experiment" and option.endswith(("00m_rlir", "10m_rlir", "74m_rlir")):  # of published models
@@ -84,6 +86,7 @@ def test_every_part_of_training_is_built(override):
         "credit=framewise_flat": denoising,
         "env=denoising": denoising,
         "policy=denoising": denoising,
+        "policy=flow_matching": denoising,
     }
     config = compose_config("train", [*IDENTITY, override, *extra.get(override, [])])
     assembly = assemble(config)

@@ -193,8 +193,8 @@ def _(policy: DenoisingPolicy, meter: Meter) -> Generation:
     # Of every video the latents before each env step and the action of each denoising step are kept in float32.
     kept = 4 * numbers * (policy.num_steps + 1) * num_frames + 4 * numbers * (num_frames - 1) * num_steps
     return Generation(
-        flops=sum(one.flops for one in appended) + num_steps * sum(one.flops for one in denoised),
-        num_passes=(num_frames - 1) * (num_steps + 1),
+        flops=sum(one.flops for one in appended) + policy.num_forwards_per_frame * sum(one.flops for one in denoised),
+        num_passes=(num_frames - 1) * (policy.num_forwards_per_frame + 1),
         weight_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize,
         cache_bytes=model.new_cache(1, num_frames, dtype).num_bytes,
         copied_bytes=denoised[-1].peak_bytes - one_more,
@@ -207,7 +207,7 @@ def _(policy: DenoisingPolicy, meter: Meter) -> Generation:
 def _(policy: DenoisingPolicy, num_videos: int) -> Callable[[], Tensor]:
     layout, model = policy.layout, policy.world_model
     frames, shape = layout.num_frames - 1, layout.latent_shape
-    trainable = torch.zeros(1, len(policy.table.trainable_steps))
+    trainable = torch.zeros(1, len(policy.counted_steps))
     num_selected = select_steps(trainable, policy.selected_fraction).shape[-1]
 
     def log_probs() -> Tensor:

@@ -140,6 +140,11 @@ class DenoisingPolicy(TensorDictModuleBase):
         return self.table.trainable_steps
 
     @property
+    def num_forwards_per_frame(self) -> int:
+        """How often a rollout asks the model about a frame before that is finished."""
+        return self.layout.num_denoising_steps
+
+    @property
     def context_timestep(self) -> float:
         """Share of noise with which finished frames are seen."""
         return self._reader.context_timestep

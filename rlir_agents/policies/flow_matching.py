@@ -27,7 +27,7 @@ from rlir_agents.policies.latent_steps import LatentSteps
 from rlir_agents.world_models import LatentWorldModel
 from rlir_env.layout import LatentLayout
 from rlir_env.noise import step_normal, step_uniform
-from rlir_env.schedules import gaussian_log_prob
+from rlir_env.schedules import gaussian_log_prob, select_steps
 
 _SMALLEST_TIMESTEP = 0.02  # below it velocities are differences of nearly equal numbers
 
@@ -56,6 +56,8 @@ class FlowMatchingPolicy(DenoisingPolicy):
         world_model: LatentWorldModel,
         layout: LatentLayout,
         steps_per_action: int | str = "frame",
+        *,
+        autocast_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
         """Wrap a world model.
@@ -64,12 +66,14 @@ class FlowMatchingPolicy(DenoisingPolicy):
             world_model: As in `DenoisingPolicy`.
             layout: As there.
             steps_per_action: ``"frame"``, or N.
+            autocast_dtype: As there.
             **settings: Further keywords of `DenoisingPolicy`; ``variant`` is ``"ode"`` unless it is given.
 
         Raises:
             ValueError: as there, or if an env step is not a frame.
         """
-        super().__init__(world_model, layout, steps_per_action, **{"variant": "ode", **settings})
+        settings = {"variant": "ode", **settings, "autocast_dtype": autocast_dtype}
+        super().__init__(world_model, layout, steps_per_action, **settings)
         self.in_keys.append("group_id")
         if self.steps_per_action != layout.num_denoising_steps:
             raise ValueError(
@@ -81,6 +85,12 @@ class FlowMatchingPolicy(DenoisingPolicy):
     def counted_steps(self) -> Tensor:
         """All N: no step has to sample."""
         return torch.arange(self.layout.num_denoising_steps)
+
+    @property
+    def num_forwards_per_frame(self) -> int:
+        """N to make it, K to look at it noised anew."""
+        steps = torch.zeros(1, self.layout.num_denoising_steps)
+        return super().num_forwards_per_frame + select_steps(steps, self.selected_fraction).shape[-1]
 
     def _evaluated(self, tensordict: TensorDictBase, items: LatentSequences) -> tuple[Tensor, Tensor]:
         """Every finished frame noised at its N timesteps; see the base class."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel
-from rlir_agents.world_models.diagonal_decoding import diagonal_schedule, generate_diagonally
+from rlir_agents.world_models.diagonal_decoding import diagonal_schedule, run_schedule
 from rlir_agents.world_models.kv_cache import KVCache
 from rlir_agents.world_models.mineworld import MineWorld
 from rlir_agents.world_models.positioned_cache import PositionedCache
@@ -209,7 +209,7 @@ def generate(
         weights = model.decoding_weights(next(model.parameters()).dtype if dtype is None else dtype)
         schedule = diagonal_schedule(layout, grid_size, window, decoding)
         cache = weights.new_positioned_cache(num_rows, layout.sequence_length) if cache is None else cache
-        generate_diagonally(weights, token, schedule, sampler, seed, cache)
+        run_schedule(weights, token, schedule, sampler, seed, cache)
     return token[:, layout.action_positions.to(device)]
 
 

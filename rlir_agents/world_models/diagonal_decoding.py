@@ -6,7 +6,7 @@ codes of a diagonal are drawn independently of one another, a row begins before 
 models used; which of them were trained for it is not known.
 
 What is fed where is a schedule, a list of numbers; one loop runs it. Sampling one code after another is in
-`decoding.py`.
+`decoding.py`, playing with the model frame by frame in `interactive.py`.
 
 Letters: B rows of a batch, L sequence length, K tokens of a frame, A word length, F generated frames, n positions of a
 pass, w window.
@@ -39,7 +39,7 @@ class Pass:
         positions: Where keys and values are written, n ascending places of the sequence.
         sources: The place whose id is fed at each; another one only where the id is a substitute.
         wanted: At which of them logits are wanted.
-        targets: The places that are sampled from these.
+        targets: The places that are sampled from these; none where ids are only read.
     """
 
     positions: tuple[int, ...]
@@ -76,9 +76,9 @@ def diagonal_schedule(
         for index, start in enumerate(starts):
             if index:  # the last code of the frame before, and the word
                 yield _prompt_pass(range(start - layout.word_length - 1, start), start)
-            yield from _front(layout, [start], grid_size, window)
+            yield from front(layout, [start], grid_size, window)
     elif decoding == "video_diagonal":
-        yield from _front(layout, starts, grid_size, window)
+        yield from front(layout, starts, grid_size, window)
     else:
         raise ValueError(f"decoding={decoding!r}: choose 'image_diagonal' or 'video_diagonal'")
 
@@ -88,8 +88,23 @@ def _prompt_pass(places: range, target: int) -> Pass:
     return Pass(tuple(places), tuple(places), (len(places) - 1,), (target,))
 
 
-def _front(layout: TokenLayout, starts: list[int], grid_size: tuple[int, int], window: int) -> Iterator[Pass]:
-    """Every pass of some frames but the first one, which samples the first code of the first frame."""
+def front(
+    layout: TokenLayout,
+    starts: list[int],
+    grid_size: tuple[int, int],
+    window: int,
+    substitute: Literal["given", "newest"] = "given",
+) -> Iterator[Pass]:
+    """Every pass of some frames but the first one, which samples the first code of the first frame.
+
+    Args:
+        layout: Where frames and words stand.
+        starts: Where the frames begin.
+        grid_size: Rows and columns of a frame's codes.
+        window: w.
+        substitute: What a row reads for the last code of the one above, which has not ended: that of the ``"given"``
+            first frame, or the ``"newest"`` code of the row above.
+    """
     rows, columns = grid_size
     last = (rows * len(starts) - 1) * window + columns - 1
     for step in range(1, last + 1):
@@ -108,8 +123,8 @@ def _front(layout: TokenLayout, starts: list[int], grid_size: tuple[int, int], w
                 fed = places
             else:
                 places = [target - 1]
-                # The row above has not ended; its last code is taken from the given frame.
-                fed = places if column else [row * columns - 1]
+                newest = target - columns + window - 1
+                fed = places if column else [newest if substitute == "newest" else row * columns - 1]
             positions += places
             sources += fed
             wanted.append(len(positions) - 1)
@@ -118,29 +133,33 @@ def _front(layout: TokenLayout, starts: list[int], grid_size: tuple[int, int], w
 
 
 @torch.no_grad()
-def generate_diagonally(
+def run_schedule(
     weights: MineWorldDecoding,
     token: Tensor,
     schedule: Iterator[Pass],
     sampler: TokenSampler,
     seed: Tensor,
     cache: PositionedCache,
+    noise_offset: int = 0,
 ) -> None:
     """Run a schedule.
 
     Args:
         weights: Of the world model.
         token: Integer ``[B, L]`` with the first frame and all words in their places; filled in place.
-        schedule: From :func:`diagonal_schedule`.
+        schedule: For instance that of :func:`diagonal_schedule`.
         sampler: How a code is chosen.
         seed: Episode seeds, long ``[B]``; a code's noise is a function of its place, as in `decoding.py`.
         cache: Fresh; or that of another video, whose keys and values are then seen where nothing is written yet. The
             published script never clears its cache.
+        noise_offset: Places of the video that stand before those of the tokens, for the noise.
     """
     for one in schedule:
         positions = torch.tensor(one.positions, device=token.device)
         attend = [partial(cache.attend, layer, positions) for layer in range(len(cache.keys))]
         logits = weights.feed_at(token[:, list(one.sources)], positions, attend, list(one.wanted))
+        if not one.targets:
+            continue
         targets = torch.tensor(one.targets, device=token.device)
-        codes, _ = sampler.draw(logits, counter_uniform(seed[:, None], targets))
+        codes, _ = sampler.draw(logits, counter_uniform(seed[:, None], targets + noise_offset))
         token[:, targets] = codes.to(token.dtype)

@@ -40,7 +40,7 @@ class FrameCache:
             dtype: Of keys and values.
             device: Where they are.
             rows_per_video: More than one where places of a frame do not see one another and are rows of their own, S
-                being 1; B counts all of them.
+                being 1; B counts all of them here.
         """
         num_rows, num_heads, self.max_frames, self._tokens_per_frame, head_dim = shape
         self._rows_per_video = rows_per_video
@@ -58,7 +58,7 @@ class FrameCache:
     @property
     def num_rows(self) -> int:
         """B."""
-        return len(self.values[0])
+        return len(self.values[0]) // self._rows_per_video
 
     @property
     def num_bytes(self) -> int:

@@ -60,7 +60,7 @@ class ViTConfig:
         if any(size % self.patch_size for size in self.frame_size):
             raise ValueError(f"frame_size {self.frame_size} must be a multiple of patch_size={self.patch_size}")
         for width, heads in ((self.enc_dim, self.enc_heads), (self.dec_dim, self.dec_heads)):
-            if width % (8 * heads):
+            if heads < 1 or width % (8 * heads):
                 raise ValueError(f"a width of {width} must be {heads} heads of a multiple of 8 dimensions")
         if not 0 < self.scale_factor < math.inf:
             raise ValueError(f"scale_factor={self.scale_factor} must be positive; use 1 to leave latents as they are")

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_assets import write_gameplay
 from torch import nn
 
 from rlir_agents.cli import main
-from rlir_agents.world_models import NFD, MineWorld, MineWorldConfig, NFDConfig, load_world_model
+from rlir_agents.world_models import NFD, MineWorld, MineWorldConfig, NFDConfig, Oasis, OasisConfig, load_world_model
 from rlir_env.assets import load_published_world, published_idm
 from rlir_env.checkpoints import load_foreign
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
-from rlir_env.tokenizers import KLConfig, KLTokenizer, VQConfig, VQTokenizer
+from rlir_env.tokenizers import KLConfig, KLTokenizer, ViTConfig, ViTTokenizer, VQConfig, VQTokenizer
 
 pytest.importorskip("av")
 
@@ -25,6 +25,8 @@ VQ = VQConfig(FRAME_SIZE, (32,) * 5, 1, latent_channels=8, num_vq_embeddings=16)
 LM = MineWorldConfig(16, 86, 128, 64, 1, 2, 1)
 KL = KLConfig(FRAME_SIZE, 32, (1, 1, 1), 1, embed_dim=4)
 DIT = NFDConfig((4, 8, 16), 2, 64, 1, 1, 64, action_dim=39)
+OASIS = OasisConfig((4, 8, 16), 2, 64, 1, 1, 64)
+VIT = ViTConfig(FRAME_SIZE, 4, 4, 64, 1, 1, 64, 1, 1)
 NET = {
     "attention_heads": 2,
     "attention_mask_style": "none",
@@ -63,6 +65,10 @@ def files(tmp_path_factory) -> Path:
     torch.save(lm, folder / "mineworld.ckpt")
     live = {"state_dict": under(dit, "model.") | under(KLTokenizer(KL), "tokenizer."), "global_step": 5}
     torch.save(live, folder / "nfd.ckpt")
+    oasis = Oasis(OASIS)
+    nn.init.normal_(oasis.final_layer.linear.weight, std=0.02)
+    save_file(under(oasis, ""), folder / "oasis.safetensors")
+    save_file(under(ViTTokenizer(VIT), ""), folder / "vit.safetensors")
     args = {"net": {"args": NET}, "pi_head_opts": {"temperature": 4}}
     (folder / "idm").mkdir()
     (folder / "idm" / "4x_idm.model").write_bytes(pickle.dumps({"model": {"args": args}}))
@@ -83,14 +89,17 @@ SIZES = "+world_model.config={latent_size: [8, 16], max_frames: 4}"
 EXPERIMENTS = {
     "mineworld_300m_rlir": ("mineworld.ckpt", []),
     "nfd_310m_rlir": ("nfd.ckpt", [SIZES, "env.timesteps.num_steps=4"]),
+    "oasis_500m_rlir": ("oasis.safetensors", [SIZES, "env.timesteps.num_steps=4"]),
 }
-PREFIX = {"mineworld.ckpt": "", "nfd.ckpt": "model."}
+PREFIX = {"mineworld.ckpt": "", "nfd.ckpt": "model.", "oasis.safetensors": ""}
+TOKENIZER = {"oasis.safetensors": "vit.safetensors"}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_post_training_needs_three_paths(files, tmp_path, experiment):
+def test_post_training_needs_nothing_but_paths(files, tmp_path, experiment):
     checkpoint, settings = EXPERIMENTS[experiment]
     paths = [f"world={files / checkpoint}", f"idm={files / 'idm'}", f"data={files / 'data'}"]
+    paths += [f"tokenizer={files / TOKENIZER[checkpoint]}"] if checkpoint in TOKENIZER else []
     run = ["train", f"experiment={experiment}", f"run_dir={tmp_path / 'run'}", *paths, *COMMON, *settings]
     assert main(run) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
