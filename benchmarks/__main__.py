@@ -5,7 +5,7 @@ r"""Measure everything, print the tables, and write them down as numbers.
     python -m benchmarks --results runs/speed.json --repeats 1 env.num_prompts=2 env.group_size=4 \
         --denoising env.group_size=4 world_model.config.num_layers=1                          # to try it out
 
-Further arguments are overrides of `rlir train experiment=demo`, and after `--denoising` of `experiment=demo_nfd`.
+Further arguments are overrides of `rlir train experiment=demo`, and after `--denoising` of `experiment=doom_nfd_paper`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help=f"where the numbers go; those of all parts: {_RESULTS.name}")
     parser.add_argument("--only", choices=tuple(_PARTS), help="measure one part")
     parser.add_argument("--repeats", type=int, default=_REPEATS, help="runs of which denoising's medians are taken")
-    parser.add_argument("--denoising", nargs="*", default=[], help="key=value of `rlir train`, on top of demo_nfd")
+    parser.add_argument(
+        "--denoising", nargs="*", default=[], help="key=value of `rlir train`, on top of doom_nfd_paper"
+    )
     parser.add_argument("overrides", nargs="*", help="key=value of `rlir train`, on top of the demo")
     given = parser.parse_intermixed_args(arguments)
     overrides = {"tokens": given.overrides, "denoising": given.denoising}

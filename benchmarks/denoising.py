@@ -1,7 +1,7 @@
 """Diffusion world models: log-probs of a rollout by forms A to C; rollouts with and without a cache, at once and alone.
 
 Weights are untrained, from a fixed seed: they decide nothing about speed. So no assets are needed, nor an env. Policy,
-grid and precision are those of `rlir train experiment=demo_nfd`.
+grid and precision are those of `rlir train experiment=doom_nfd_paper`.
 
 Letters: B rows, P prompts, G group size, F frames, M generated ones, N denoising steps of a frame, K selected ones;
 c, h, w a latent's channels, height and width.
@@ -58,7 +58,7 @@ class Subject:
 
     @property
     def overrides(self) -> list[str]:
-        """Of the config of `rlir train experiment=demo_nfd`."""
+        """Of the config of `rlir train experiment=doom_nfd_paper`."""
         few = [] if self.num_layers is None else [f"world_model.config.num_layers={self.num_layers}"]
         return [f"world_model={self.world_model}", *few]
 
@@ -279,7 +279,7 @@ def _make_policy(overrides: Sequence[str]) -> tuple[DenoisingPolicy, int]:
 
 
 def _config(overrides: Sequence[str]) -> Config:
-    fixed = ("experiment=demo_nfd", "device=cpu", f"env.group_size={_GROUP_SIZE}")
+    fixed = ("experiment=doom_nfd_paper", "device=cpu", f"env.group_size={_GROUP_SIZE}")
     return compose_config("train", [*fixed, *overrides])
 
 

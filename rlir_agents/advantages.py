@@ -173,6 +173,37 @@ class FramewiseCredit:
         return rollout.set("advantage", frames_to_steps(advantage, rollout.shape[2]))
 
 
+class AsymmetricCredit:
+    """Any credit, with what lies below the siblings' mean counting less than what lies above.
+
+    A squared error that is to *rise* has no end: where a finished frame is judged by flow matching
+    (`FlowMatchingPolicy`), full negative advantages can drive a model off the data, as they do on the identity world.
+    FPO++ (arXiv 2602.02481) bounds them for the same reason.
+    """
+
+    def __init__(self, credit: Advantage, negative_coeff: float) -> None:
+        """Wrap a credit.
+
+        Args:
+            credit: writes the advantage.
+            negative_coeff: what negative advantages are multiplied by; 0 learns from the better half alone, 1 changes
+                nothing.
+
+        Raises:
+            ValueError: if the factor is negative.
+        """
+        if negative_coeff < 0:
+            raise ValueError(
+                f"negative_coeff={negative_coeff}: give 0 or more; below it, worse siblings would be praised"
+            )
+        self.credit, self.negative_coeff = credit, negative_coeff
+
+    def __call__(self, rollout: TensorDictBase) -> TensorDictBase:
+        """Write ``advantage``, of the shape of the credit's."""
+        advantage = self.credit(rollout)["advantage"]
+        return rollout.set("advantage", torch.where(advantage < 0, self.negative_coeff * advantage, advantage))
+
+
 class StepWeightedCredit:
     """Any credit, times a weight for each denoising step of a frame (TempFlow-GRPO, LongCat-Video).
 

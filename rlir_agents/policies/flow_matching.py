@@ -27,7 +27,7 @@ from rlir_agents.policies.latent_steps import LatentSteps
 from rlir_agents.world_models import LatentWorldModel
 from rlir_env.layout import LatentLayout
 from rlir_env.noise import step_normal, step_uniform
-from rlir_env.schedules import gaussian_log_prob, select_steps
+from rlir_env.schedules import gaussian_log_prob, select_steps, window
 
 _SMALLEST_TIMESTEP = 0.02  # below it velocities are differences of nearly equal numbers
 
@@ -57,6 +57,7 @@ class FlowMatchingPolicy(DenoisingPolicy):
         layout: LatentLayout,
         steps_per_action: int | str = "frame",
         *,
+        loss_window: tuple[int, int] | None = None,
         autocast_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
@@ -66,12 +67,18 @@ class FlowMatchingPolicy(DenoisingPolicy):
             world_model: As in `DenoisingPolicy`.
             layout: As there.
             steps_per_action: ``"frame"``, or N.
+            loss_window: First step and number of steps that may count; None takes all N. What a frame shows is decided
+                where there is most noise, and there most of the gradient is signal.
             autocast_dtype: As there.
             **settings: Further keywords of `DenoisingPolicy`; ``variant`` is ``"ode"`` unless it is given.
 
         Raises:
             ValueError: as there, or if an env step is not a frame.
         """
+        num_steps = layout.num_denoising_steps
+        self._loss_steps = (
+            torch.arange(num_steps) if loss_window is None else window(num_steps, *loss_window).nonzero()[:, 0]
+        )
         settings = {"variant": "ode", **settings, "autocast_dtype": autocast_dtype}
         super().__init__(world_model, layout, steps_per_action, **settings)
         self.in_keys.append("group_id")
@@ -83,13 +90,13 @@ class FlowMatchingPolicy(DenoisingPolicy):
 
     @property
     def counted_steps(self) -> Tensor:
-        """All N: no step has to sample."""
-        return torch.arange(self.layout.num_denoising_steps)
+        """Those of the window: no step has to sample."""
+        return self._loss_steps
 
     @property
     def num_forwards_per_frame(self) -> int:
         """N to make it, K to look at it noised anew."""
-        steps = torch.zeros(1, self.layout.num_denoising_steps)
+        steps = torch.zeros(1, len(self.counted_steps))
         return super().num_forwards_per_frame + select_steps(steps, self.selected_fraction).shape[-1]
 
     def _evaluated(self, tensordict: TensorDictBase, items: LatentSequences) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 
 from rlir_agents.advantages import (
+    AsymmetricCredit,
     FramewiseCredit,
     SequenceCredit,
     frames_to_steps,
@@ -122,3 +123,18 @@ def test_generalized_advantage_with_a_critic_by_hand():
     advantage = torch.tensor([0.125, 0.75]).view(1, 1, 2, 1).expand(1, 2, 2, 1)
     torch.testing.assert_close(rollout["advantage"], advantage)
     torch.testing.assert_close(rollout["value_target"], advantage + rollout["position"])
+
+
+@pytest.mark.parametrize("negative_coeff", [0.0, 0.3, 1.0])
+def test_what_is_worse_than_the_siblings_may_count_less(negative_coeff):
+    rollout = TensorDict({"next": {"reward": torch.randn(2, 4, 3, 1)}}, batch_size=[2, 4, 3])
+    full = SequenceCredit()(rollout.clone())["advantage"]
+    found = AsymmetricCredit(SequenceCredit(), negative_coeff)(rollout)["advantage"]
+    torch.testing.assert_close(found[full > 0], full[full > 0])
+    torch.testing.assert_close(found[full < 0], negative_coeff * full[full < 0])
+    assert (full < 0).any()
+
+
+def test_worse_siblings_are_not_praised():
+    with pytest.raises(ValueError, match="negative_coeff=-1"):
+        AsymmetricCredit(SequenceCredit(), -1.0)
