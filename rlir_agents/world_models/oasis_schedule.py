@@ -43,7 +43,7 @@ def ddim_grid(num_steps: int = 10) -> Tensor:
 
     Example:
         >>> [round(t, 3) for t in ddim_grid(4).tolist()]
-        [1.0, 0.793, 0.5, 0.206, 0.0]
+        [0.999, 0.705, 0.5, 0.295, 0.0]
     """
     if not 1 <= num_steps <= _NUM_STEPS:
         raise ValueError(f"num_steps={num_steps}: choose 1 to {_NUM_STEPS}; Oasis has 10")

@@ -115,6 +115,7 @@ class KLTokenizer(LatentTokenizer):
         config: The sizes and the scale.
 
     Example:
+        >>> import torch
         >>> config = KLConfig((16, 24), ch=8, ch_mult=(1, 2), num_res_blocks=1, embed_dim=4, norm_num_groups=4)
         >>> tokenizer = KLTokenizer(config)
         >>> latents = tokenizer.encode(torch.rand(2, 5, 3, 16, 24))
