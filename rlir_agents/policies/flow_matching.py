@@ -46,7 +46,7 @@ class FlowMatchingPolicy(DenoisingPolicy):
     An env step is a frame. Its denoising steps stand for N timesteps, one between each two of the grid, at which the
     finished frame x is noised to ``(1 - t) x + t noise``; of them a random part counts, as in `DenoisingPolicy`, and
     their log-prob is that of x under ``N(what the model makes of it, t^2)``: half the loss of the velocity. Timesteps
-    and noise are functions of (group, frame, step): siblings are compared under the same, which cancels much of it.
+    and noise are functions of (group, frame, step): siblings are compared under the same.
     """
 
     _distribution = FinishedFrames
@@ -67,8 +67,9 @@ class FlowMatchingPolicy(DenoisingPolicy):
             world_model: As in `DenoisingPolicy`.
             layout: As there.
             steps_per_action: ``"frame"``, or N.
-            loss_window: First step and number of steps that may count; None takes all N. What a frame shows is decided
-                where there is most noise, and there most of the gradient is signal.
+            loss_window: First step and number of steps that may count; None takes all N. Where there is most noise most
+                of the gradient is signal (cosine between the gradients of halves of a batch), but a model that learns
+                there alone loses its pictures: on the shipped world 3.5 dB in 12 updates.
             autocast_dtype: As there.
             **settings: Further keywords of `DenoisingPolicy`; ``variant`` is ``"ode"`` unless it is given.
 

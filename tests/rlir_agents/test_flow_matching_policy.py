@@ -109,6 +109,16 @@ def test_siblings_are_compared_under_the_same_noise() -> None:
     assert (log_prob[:, 0] - log_prob[:, 2]).abs().max() > 0.01
 
 
+def test_frames_are_looked_at_in_the_window() -> None:
+    env = make_env()
+    policy = make_policy(env, loss_window=(1, 2), selected_fraction=1.0)
+    rollout = collect(env, policy)
+    assert (rollout["loss_mask"] == torch.tensor([False, True, True, False])).all()
+    assert policy.num_forwards_per_frame == N + 2
+    with pytest.raises(ValueError, match="window"):
+        make_policy(env, loss_window=(0, N + 1))
+
+
 def test_an_env_step_is_a_frame() -> None:
     with pytest.raises(ValueError, match='take steps_per_action="frame"'):
         make_policy(make_env(2))
