@@ -16,7 +16,8 @@ that the loss saw (not those of rollouts that were dropped):
     * ``train/ratio_at_first_update``: probability ratio before the first optimiser step, the farther
       from one of its mean and its maximum (both are one only if all ratios are). Must be 1.
     * ``train/clip_fraction``: share of ratios outside the clip range.
-    * ``train/kl_to_ref``: KL(policy || reference), k3 estimate, in nats per action.
+    * ``train/kl_to_ref``: KL(policy || reference) in nats per action, or per number of a latent where log-probs
+      are such means: estimated for tokens, exact for denoising steps (`kl_to_reference`).
     * ``train/kl_to_behaviour``: mean of ``log p_old - log p``, the k1 estimate of KL(old || policy),
       in nats per action; unlike k3 it can fall below zero by chance.
     * ``train/entropy``: mean entropy of the policy's distribution, in nats per action.

@@ -35,7 +35,7 @@ from rlir_agents.health import console_line, rollout_health
 from rlir_agents.policy_update import PolicyUpdate
 from rlir_agents.rollouts import collect
 from rlir_agents.run_folder import RunFolder
-from rlir_agents.scoring import sequence_log_prob
+from rlir_agents.scoring import reference_entries, sequence_log_prob
 from rlir_agents.stopwatch import Stopwatch
 from rlir_agents.trainer_config import TrainerConfig
 from rlir_agents.training_state import (
@@ -86,7 +86,7 @@ class Trainer:
             config: the numbers.
             run_dir: folder of the run; see `RunFolder`.
             scheduler: stepped once an iteration.
-            reference_policy: frozen; its log-prob is written as ``ref_log_prob``.
+            reference_policy: frozen; what a leash to it reads is written into rollouts (`reference_entries`).
             logger: TorchRL logger; by default CSV files in the run's folder.
             evaluate: from the policy to figures for the log.
             breakdown_names: which entries of the reward's breakdown to log by name, for example
@@ -191,20 +191,16 @@ class Trainer:
             )
 
     def _score(self, rollout: TensorDictBase) -> None:
-        """Write the log-probs that the loss compares with, [P, G, T(, k)]."""
+        """Write what the loss compares with: log-probs, and the reference's, [P, G, T(, k)]."""
+        groups, videos = rollout.shape[:2], rollout.flatten(0, 1)
+        micro_batch_size = self.config.micro_batch_size or len(videos)
         if self.config.recompute_log_prob:
             rollout.rename_key_("action_log_prob", "collection_log_prob")
-            rollout["action_log_prob"] = self._log_prob(self.policy, rollout)
+            log_prob = sequence_log_prob(self.policy, videos, micro_batch_size=micro_batch_size)
+            rollout["action_log_prob"] = log_prob.unflatten(0, groups)
         if self.reference_policy is not None:
-            rollout["ref_log_prob"] = self._log_prob(self.reference_policy, rollout)
-
-    def _log_prob(self, policy: TensorDictModuleBase, rollout: TensorDictBase) -> torch.Tensor:
-        log_prob = sequence_log_prob(
-            policy,
-            rollout.flatten(0, 1),
-            micro_batch_size=self.config.micro_batch_size or rollout.shape[:2].numel(),
-        )
-        return log_prob.unflatten(0, rollout.shape[:2])
+            entries = reference_entries(self.reference_policy, videos, micro_batch_size=micro_batch_size)
+            rollout.update(entries.unflatten(0, groups))
 
     def _iterate_and_keep(self) -> dict[str, float]:
         """One iteration, evaluated, logged and stored where that is due."""

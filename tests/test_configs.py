@@ -4,7 +4,7 @@ import pytest
 import torch
 from hydra.utils import get_object
 
-from rlir_agents.commands.assembly import assemble, frozen_parts
+from rlir_agents.commands.assembly import assemble, frozen_parts, make_trainer
 from rlir_agents.commands.building import build, keywords_of
 from rlir_agents.commands.composition import compose_config, config_folder, describe
 from rlir_agents.losses import GRPOLoss
@@ -104,10 +104,15 @@ def test_prompts_come_from_own_recordings(tmp_path):
 def test_a_denoising_loss_averages_over_the_steps_that_count():
     assembly = assemble(compose_config("train", ["experiment=identity_nfd", "policy.selected_fraction=0.4"]))
     assert assembly.parts["loss"].loss_mask_key == "loss_mask"
-    leash = ["algorithm=grpo"]
-    with pytest.raises(ValueError, match="take algorithm=clipped"):  # k3 of means over dimensions is no divergence
-        assemble(compose_config("train", ["experiment=identity_nfd", *leash]))
-    assemble(compose_config("train", ["experiment=identity_nfd", *leash, "policy.log_prob_reduction=sum"]))
+
+
+@pytest.mark.parametrize("experiment", ["identity", "identity_nfd"])
+def test_the_leash_starts_slack(experiment, tmp_path):
+    once = ["trainer.num_epochs=1", "trainer.num_minibatches=1", "trainer.evaluate_every=0"]
+    config = compose_config("train", [f"experiment={experiment}", "algorithm=grpo", *once, f"run_dir={tmp_path}"])
+    trainer = make_trainer(assemble(config), evaluate=None)
+    first, second = trainer.run_iteration(), trainer.run_iteration()
+    assert abs(first["train/kl_to_ref"]) < 1e-6 < second["train/kl_to_ref"]
 
 
 @pytest.mark.parametrize(

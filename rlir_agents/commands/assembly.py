@@ -97,11 +97,6 @@ def _add_algorithm(parts: Parts, config: Config, reference: TensorDictModuleBase
     parts |= {"loss": loss, "params": [p for p in loss.parameters() if p.requires_grad]}
     if getattr(loss, "kl_coeff", 0) and reference is None:
         raise ValueError("algorithm: kl_coeff needs a reference policy: set has_reference=true, or kl_coeff=0")
-    if getattr(loss, "kl_coeff", 0) and getattr(parts["policy"], "log_prob_reduction", "sum") == "mean":
-        raise ValueError(
-            "algorithm: the leash is an estimate from log-probs, and vanishes where these are means over a latent's "
-            "numbers: take algorithm=clipped, or policy.log_prob_reduction=sum with a clip for sums"
-        )
     parts["advantage"] = build(config["credit"], parts, "credit")
     if critic is not None and not hasattr(parts["advantage"], "critic"):
         raise ValueError("credit: the algorithm has a critic, and this credit gives it no targets: use credit=gae")

@@ -16,15 +16,15 @@ from tensordict.utils import NestedKey
 from torch.distributions import Distribution
 from torchrl.objectives import ClipPPOLoss
 
-from rlir_agents.losses.kl_to_reference import k3, stored_ref_log_prob
+from rlir_agents.losses.kl_to_reference import kl_to_reference
 
 
 class GRPOLoss(ClipPPOLoss):
-    """The clipped loss, and ``kl_coeff`` times the k3 divergence to ``ref_log_prob``.
+    """The clipped loss, and ``kl_coeff`` times the divergence from the reference policy (`kl_to_reference`).
 
     At ``kl_coeff=0`` it is `ClipPPOLoss`, number for number. One ratio per sampled token or
-    denoising step; an advantage [..., T, 1] is shared by those of an env step. ``set_keys(ref_log_prob=...)`` renames
-    the entry of the reference policy, beside the keys of `ClipPPOLoss`.
+    denoising step; an advantage [..., T, 1] is shared by those of an env step. ``set_keys`` renames the entries of the
+    reference policy, ``ref_log_prob`` and ``ref_mean``, beside the keys of `ClipPPOLoss`.
     """
 
     @dataclass
@@ -32,6 +32,7 @@ class GRPOLoss(ClipPPOLoss):
         """Keys that `set_keys` can rename."""
 
         ref_log_prob: NestedKey = "ref_log_prob"
+        ref_mean: NestedKey = "ref_mean"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -53,7 +54,7 @@ class GRPOLoss(ClipPPOLoss):
             actor_network: policy with ``get_dist``.
             critic_network: optional; PPO with a KL leash then.
             clip_epsilon: epsilon of Eq. 2, or (low, high) as in DAPO.
-            kl_coeff: beta of Eq. 2; above zero the rollout must hold ``ref_log_prob``.
+            kl_coeff: beta of Eq. 2; above zero the rollout must hold the entries of a reference.
             entropy_coeff: weight of an entropy bonus, which Eq. 2 does not have. At zero the
                 entropy is still reported, without a gradient graph of the size of the logits.
             loss_mask_key: entry that is False where an action does not count; absent, all count.
@@ -72,6 +73,7 @@ class GRPOLoss(ClipPPOLoss):
         self.loss_mask_key = loss_mask_key
         self._has_entropy_bonus = entropy_coeff != 0
         self._log_prob: torch.Tensor | None = None
+        self._dist: Distribution | None = None
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Return `ClipPPOLoss`'s entries, and ``loss_kl_to_ref``, ``kl_to_ref`` if leashed."""
@@ -79,13 +81,14 @@ class GRPOLoss(ClipPPOLoss):
             losses = super().forward(tensordict)
             losses.update(self._counted_figures(tensordict))
             if self.kl_coeff:
-                assert self._log_prob is not None  # kept by _get_cur_log_prob
-                divergence = k3(self._log_prob, stored_ref_log_prob(tensordict, self.tensor_keys.ref_log_prob))
+                assert self._log_prob is not None and self._dist is not None  # kept by _get_cur_log_prob
+                keys = (self.tensor_keys.ref_log_prob, self.tensor_keys.ref_mean)
+                divergence = kl_to_reference(self._dist, self._log_prob, tensordict, *keys)
                 kl = self._reduce_loss(divergence, tensordict)
                 losses["loss_kl_to_ref"] = self.kl_coeff * kl
                 losses["kl_to_ref"] = kl.detach()
         finally:
-            self._log_prob = None  # do not keep the graph alive between calls
+            self._log_prob = self._dist = None  # do not keep the graph alive between calls
         return losses
 
     def _counted_figures(self, tensordict: TensorDictBase) -> dict[str, torch.Tensor]:
@@ -124,8 +127,8 @@ class GRPOLoss(ClipPPOLoss):
     ) -> tuple[torch.Tensor, Distribution, bool]:
         # The one place where TorchRL computes the policy's log-prob: keep it for the KL term, which
         # would otherwise cost a second forward of the world model.
-        self._log_prob, dist, is_composite = super()._get_cur_log_prob(tensordict, params)
-        return self._log_prob, dist, is_composite
+        self._log_prob, self._dist, is_composite = super()._get_cur_log_prob(tensordict, params)
+        return self._log_prob, self._dist, is_composite
 
     def _get_entropy(self, dist: Distribution, adv_shape: torch.Size) -> torch.Tensor:
         with torch.set_grad_enabled(self._has_entropy_bonus and torch.is_grad_enabled()):

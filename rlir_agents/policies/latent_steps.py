@@ -45,6 +45,19 @@ class LatentSteps(Distribution):
         taken = value[self.is_counted].detach()
         return self._spread(gaussian_log_prob(taken, self.mean_latent, self.std, self.reduction))
 
+    @property
+    def mean(self) -> Tensor:
+        """Means ``[..., c, h, w]``; 0 where a step does not count."""
+        means = self.mean_latent.new_zeros(*self.batch_shape, *self.event_shape)
+        means[self.is_counted] = self.mean_latent
+        return means
+
+    def kl_to(self, ref_mean: Tensor) -> Tensor:
+        """KL(this || the same steps with other means ``[..., c, h, w]``), ``[...]``, reduced as log-probs are."""
+        z = (self.mean_latent - ref_mean[self.is_counted]) / self.std[:, None, None, None]
+        squares = 0.5 * z.square().flatten(1)
+        return self._spread(squares.mean(1) if self.reduction == "mean" else squares.sum(1))
+
     def entropy(self) -> Tensor:
         """Entropy in nats, ``[...]``: of a dimension, or with ``"sum"`` of the latent."""
         entropy = self.std.log() + 0.5 * math.log(2 * math.pi * math.e)

@@ -9,7 +9,7 @@ from dense_attention import dense_attention
 from small_policies import small_denoising_policy
 from tensordict import TensorDict
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import set_recurrent_mode
 from torchrl.objectives import ClipPPOLoss
@@ -422,7 +422,7 @@ def test_a_minibatch_may_have_nothing_that_counts() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_log_prob_and_entropy_are_those_of_normals(reduction: str) -> None:
+def test_log_prob_entropy_and_divergence_are_those_of_normals(reduction: str) -> None:
     env = make_env("frame")
     policy = small_denoising_policy(env, log_prob_reduction=reduction)
     rollout = collect(env, policy)
@@ -430,10 +430,13 @@ def test_log_prob_and_entropy_are_those_of_normals(reduction: str) -> None:
     std = policy.table.std.expand(P, G, F - 1, N)[mask]
     assert torch.equal(dist.std, std)
     normal = Normal(dist.mean_latent, std.reshape(-1, 1, 1, 1).expand_as(dist.mean_latent))
+    ref_mean = dist.mean + torch.randn_like(dist.mean)
+    reference = Normal(ref_mean[mask], normal.scale)
     reduce = getattr(torch, reduction)
     for found, expected in (
         (dist.log_prob(rollout["action"]), normal.log_prob(rollout["action"][mask])),
         (dist.entropy(), normal.entropy()),
+        (dist.kl_to(ref_mean), kl_divergence(normal, reference)),
     ):
         torch.testing.assert_close(found[mask], reduce(expected, dim=(1, 2, 3)))
         assert found[~mask].eq(0).all()

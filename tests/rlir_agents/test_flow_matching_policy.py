@@ -7,8 +7,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
+from rlir_agents.losses import GRPOLoss
 from rlir_agents.policies import DenoisingPolicy, FlowMatchingPolicy
 from rlir_agents.rollouts import collect, collect_stepwise
+from rlir_agents.scoring import reference_entries
 from rlir_env.envs import DenoisingEnv
 from rlir_env.noise import CONTEXT_NOISE, step_normal, step_uniform
 from rlir_env.testing import identity_world
@@ -49,15 +51,15 @@ def test_rollout_and_loss_agree(context_timestep: float, settings: dict) -> None
 SEEDS = ("prompt_index", "episode_seed", "group_id")
 
 
-def loss_by_definition(policy: DenoisingPolicy, rollout: TensorDictBase) -> Tensor:
-    """Squared errors of velocities ``[B, F-1, N]``, by whole forwards of the model."""
+def errors_by_definition(policy: DenoisingPolicy, rollout: TensorDictBase) -> Tensor:
+    """Errors of velocities ``[B, F-1, N, c, h, w]``, by whole forwards of the model."""
     rows = rollout.flatten(0, 1)
     seed, group, grid = rows["prompt_seed"][:, 0, 0], rows["group_id"][:, 0, 0], policy.layout.grid.float()
     frames = torch.cat([rows["latent"][:, 0, :1], rows["action"][:, :, -1]], dim=1)  # [B, F, c, h, w]
     noise = torch.stack([step_normal(seed, SHAPE, j, CONTEXT_NOISE) for j in range(F)], dim=1)
     seen = torch.lerp(frames, noise, policy.context_timestep)
     vector = policy.action_encoder.of_frames(rows["game_action"][:, 0])
-    errors = torch.zeros(len(rows), F - 1, N)
+    errors = torch.zeros(len(rows), F - 1, N, *SHAPE)
     for frame in range(1, F):
         for step in range(N):
             t = torch.lerp(grid[step], grid[step + 1], step_uniform(group, (1,), frame, N + step)[:, 0]).clamp(min=0.02)
@@ -67,7 +69,7 @@ def loss_by_definition(policy: DenoisingPolicy, rollout: TensorDictBase) -> Tens
             times[:, -1] = t
             video = torch.cat([seen[:, :frame], now[:, None]], dim=1)
             velocity = policy.world_model(video, times, vector[:, : frame + 1])[:, -1]
-            errors[:, frame - 1, step] = (velocity - (start - frames[:, frame])).square().mean((1, 2, 3))
+            errors[:, frame - 1, step] = velocity - (start - frames[:, frame])
     return errors
 
 
@@ -82,10 +84,30 @@ def test_gradients_are_those_of_flow_matching_weighted_by_advantages(context_tim
     found = {name: weight.grad.clone() for name, weight in policy.named_parameters()}
     policy.zero_grad()
     # At ratio 1 the clipped loss has the gradient of -mean(advantage * log-prob), and log-probs are half the loss.
-    (rollout["advantage"].flatten(0, 1) * loss_by_definition(policy, rollout) / 2).mean().backward()
+    half_squares = errors_by_definition(policy, rollout).square().mean((-3, -2, -1)) / 2
+    (rollout["advantage"].flatten(0, 1) * half_squares).mean().backward()
     for name, weight in policy.named_parameters():
         torch.testing.assert_close(found[name], weight.grad, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     assert max(gradient.abs().max() for gradient in found.values()) > 1e-3
+
+
+def test_the_leash_is_half_the_squared_distance_of_velocities() -> None:
+    env = make_env()
+    policy, reference = make_policy(env), make_policy(env)
+    for weight in reference.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    rollout = collect(env, policy)
+    rollout.update(reference_entries(reference, rollout.flatten(0, 1), micro_batch_size=4).unflatten(0, (P, G)))
+    rollout["advantage"] = torch.zeros(P, G, F - 1, 1)
+    losses = GRPOLoss(policy, kl_coeff=0.3)(rollout)
+    distance = errors_by_definition(policy, rollout) - errors_by_definition(reference, rollout)
+    expected = distance.square().mean((-3, -2, -1))[rollout["loss_mask"].flatten(0, 1)].mean() / 2
+    torch.testing.assert_close(losses["kl_to_ref"], expected.detach(), atol=1e-6, rtol=1e-4)
+    found = torch.autograd.grad(losses["loss_kl_to_ref"], list(policy.parameters()))
+    wanted = torch.autograd.grad(0.3 * expected, list(policy.parameters()))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert max(gradient.abs().max() for gradient in found) > 1e-4
 
 
 def test_videos_are_those_of_the_ode() -> None:
