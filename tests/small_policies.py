@@ -34,6 +34,7 @@ def grouped_mineworld(num_codes: int, vocab_size: int, max_length: int) -> MineW
 def small_policy(
     env: TokenGenerationEnv,
     make_world_model: Callable[[int, int, int], TokenWorldModel] = small_mineworld,
+    make: type[TokenPolicy] = TokenPolicy,
     **settings: Any,
 ) -> TokenPolicy:
     """A policy for an env, the same at every call.
@@ -41,11 +42,12 @@ def small_policy(
     Args:
         env: whose codes, ids and length the world model has.
         make_world_model: from (num_codes, vocab_size, max_length).
+        make: The class.
         settings: of the policy.
     """
     torch.manual_seed(0)
     sizes = (env.num_codes, env.num_codes + env.num_word_ids, env.layout.sequence_length)
-    return TokenPolicy(make_world_model(*sizes), env.layout, env.tokens_per_step, **settings)
+    return make(make_world_model(*sizes), env.layout, env.tokens_per_step, **settings)
 
 
 def small_denoising_policy(

@@ -57,6 +57,7 @@ def world_parts(world: World, machine: Parts) -> Parts:
         "world": world,
         "tokenizer": world.tokenizer.to(device),
         "frame_size": world.tokenizer.frame_size,
+        "grid_size": world.tokenizer.grid_size,
         "idm": world.coach.to(device),
         "spec": world.coach.spec,
         "slots": world.visible_slots,

@@ -188,11 +188,15 @@ class TokenPolicy(TensorDictModuleBase):
             action: The codes that were taken, of N n elements in any shape, which the distribution has, too.
         """
         with autocast(token.device, self.autocast_dtype):
-            hidden = hidden_at(self.world_model.hidden(token), before).flatten(0, 1)
+            hidden = hidden_at(self._hidden(token), before).flatten(0, 1)
         if self.positions_per_chunk is not None:
             return TokenSteps(hidden, self._score, action, self.positions_per_chunk)
         logits = self._score(hidden, action.flatten())
         return Categorical(logits=logits.reshape(*action.shape, -1), validate_args=False)
+
+    def _hidden(self, token: Tensor) -> Tensor:
+        """Hidden states ``[N, L, h]``, of which the one before a code has read what that was sampled after."""
+        return self.world_model.hidden(token)
 
     def _score(self, hidden: Tensor, action: Tensor) -> Tensor:
         """Logits ``[M, V]`` of the distributions that were sampled from, by hidden states and the codes taken there."""

@@ -9,7 +9,7 @@ Letters: B rows, L sequence length, K tokens of a frame, A word length, F frames
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ PUBLISHED_SAMPLER = TokenSampler(top_p=0.8)
 
 
 @dataclass
-class _Reading:
+class Reading:
     """Videos under way: the weights they are read by, the cache, and the tokens, which are written as they come."""
 
     weights: DecodingWeights
@@ -53,9 +53,9 @@ class Decoder:
         """Start with nothing read."""
         self.sampler = sampler
         self.dtype = dtype
-        self._reading: _Reading | None = None
+        self._reading: Reading | None = None
 
-    def __reduce__(self) -> tuple[type[Decoder], tuple[TokenSampler, torch.dtype | None]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Decoder, (self.sampler, self.dtype)
 
     @property
@@ -74,12 +74,8 @@ class Decoder:
         dtype = next(world_model.parameters()).dtype if self.dtype is None else self.dtype
         weights = world_model.decoding_weights(dtype)
         cache = self._empty_cache(weights, token)
-        if num_known > 1:
-            beginnings, rows = token[:, : num_known - 1].unique(dim=0, return_inverse=True)
-            shared = weights.new_cache(*beginnings.shape)
-            weights.feed(beginnings, shared)
-            cache.copy_rows(shared, rows)
-        self._reading = _Reading(weights, weights_version(world_model), cache, token)
+        self._reading = Reading(weights, weights_version(world_model), cache, token)
+        self._read(self._reading, num_known)
 
     def resume(self, world_model: TokenWorldModel, token: Tensor, num_known: int) -> None:
         """Go on where the last :meth:`sample` stopped, or start anew if that is not where ``token`` stands.
@@ -139,6 +135,17 @@ class Decoder:
                 token[:, layout.word_positions[frame]] = word[:, frame].to(token.dtype)
         return token, torch.cat(log_probs, dim=1)
 
+    def _read(self, reading: Reading, num_known: int) -> None:
+        """Read what is known of videos that begin, but for the last token."""
+        if num_known > 1:
+            beginnings, rows = reading.token[:, : num_known - 1].unique(dim=0, return_inverse=True)
+            shared = reading.weights.new_cache(*beginnings.shape)
+            reading.weights.feed(beginnings, shared)
+            reading.cache.copy_rows(shared, rows)
+
+    def _new_cache(self, weights: DecodingWeights, num_rows: int, max_length: int) -> KVCache:
+        return weights.new_cache(num_rows, max_length)
+
     def _empty_cache(self, weights: DecodingWeights, token: Tensor) -> KVCache:
         """The last one's memory if it fits; else a new one, after the old one is freed."""
         reading, self._reading = self._reading, None
@@ -146,7 +153,7 @@ class Decoder:
             reading.cache.clear()
             return reading.cache
         del reading
-        return weights.new_cache(*token.shape)
+        return self._new_cache(weights, *token.shape)
 
 
 def generate(
@@ -213,7 +220,7 @@ def generate(
     return token[:, layout.action_positions.to(device)]
 
 
-def _continues(reading: _Reading, world_model: TokenWorldModel, token: Tensor, num_known: int) -> bool:
+def _continues(reading: Reading, world_model: TokenWorldModel, token: Tensor, num_known: int) -> bool:
     """Whether ``token`` goes on from what was read, by the same weights."""
     length = reading.cache.length
     if reading.token.shape != token.shape or reading.token.device != token.device or length >= num_known:

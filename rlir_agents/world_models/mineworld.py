@@ -103,14 +103,19 @@ class MineWorld(TokenWorldModel):
         self.transformer = _Llama(config)
         self.apply(self._initialize)
 
-    def hidden(self, token: Tensor) -> Tensor:
-        """Final hidden states ``[B, L, h]``; see the base class."""
+    def hidden(self, token: Tensor, attend: Attend = causal_attention) -> Tensor:
+        """Final hidden states ``[B, L, h]``; see the base class.
+
+        Args:
+            token: Ids ``[B, L]``.
+            attend: What a place sees; up to itself, unless tokens were not read in order (`diagonal_decoding`).
+        """
         _check_length(token.shape[1], self.max_length)
         config, trunk = self.config, self.transformer.model
         rotary = rotary_table(token.shape[1], config.head_dim, config.rope_theta, token.device)
         x = trunk.embed_tokens(token.long())
         for layer in trunk.layers:
-            x = run_layer(layer, self.checkpoints_activations, x, rotary)
+            x = run_layer(layer, self.checkpoints_activations, x, rotary, attend)
         return rms_norm(x, trunk.norm.weight, config.rms_norm_eps).to(_product_dtype(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -223,8 +228,8 @@ class _Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size)
         self.mlp = _MLP(config)
 
-    def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
-        return layer_forward(x, self.weights(), rotary, causal_attention, _product_dtype(x), self.eps)
+    def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
+        return layer_forward(x, self.weights(), rotary, attend, _product_dtype(x), self.eps)
 
     def weights(self) -> LayerWeights:
         """The parameters, stacked; differentiable."""

@@ -18,6 +18,7 @@ class PositionedCache:
     Attributes:
         keys: By layer, ``[B, KV, L, d]``.
         values: The same.
+        length: Places up to which a video has been made; for whoever goes on with it.
     """
 
     def __init__(
@@ -27,6 +28,18 @@ class PositionedCache:
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)] for _ in range(2)
         )
+        self.length = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory allocated."""
+        return sum(entry.nbytes for entry in (*self.keys, *self.values))
+
+    def clear(self) -> None:
+        """Write zeros and keep the memory."""
+        for entry in (*self.keys, *self.values):
+            entry.zero_()
+        self.length = 0
 
     def attend(self, layer: int, positions: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write n places and let their queries attend to every place up to their own.

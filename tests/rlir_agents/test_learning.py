@@ -18,7 +18,7 @@ from rlir_agents.advantages import AsymmetricCredit, FramewiseCredit, SequenceCr
 from rlir_agents.generalized_advantage import GeneralizedAdvantage
 from rlir_agents.learning_rate import cosine_with_warmup
 from rlir_agents.losses import GRPOLoss
-from rlir_agents.policies import DenoisingPolicy, FlowMatchingPolicy, TokenPolicy
+from rlir_agents.policies import DenoisingPolicy, DiagonalTokenPolicy, FlowMatchingPolicy, TokenPolicy
 from rlir_agents.trainer import Trainer
 from rlir_agents.trainer_config import TrainerConfig
 from rlir_env.envs import DenoisingEnv, TokenGenerationEnv, VideoGenerationEnv
@@ -97,6 +97,15 @@ def make_trainer(
 def test_tokens_are_learnt(algorithm, tmp_path):
     env = token_env(num_prompts=8, group_size=8)
     check_learning(make_trainer(env, small_policy(env), algorithm, tmp_path, num_epochs=2, num_minibatches=2))
+
+
+def test_diagonal_decoding_is_learnt(tmp_path):
+    """The second row begins before the first one has ended."""
+    world = identity_world(grid_size=(2, 3))
+    env = world.env(tokens_per_step="frame", num_prompts=8, group_size=16)
+    policy = small_policy(env, make=DiagonalTokenPolicy, grid_size=(2, 3), window=1)
+    numbers = {"num_epochs": 2, "num_minibatches": 2, "learning_rate": 5e-3}
+    check_learning(make_trainer(env, policy, framewise_grpo, tmp_path, **numbers))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS[1:], ids=lambda algorithm: algorithm.__name__)
