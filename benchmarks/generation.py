@@ -113,6 +113,7 @@ class Way:
 
 WAYS = {
     "fused": Way("fused collector", fused),
+    "diagonal": Way("fused collector, `policy=diagonal`", fused, ("policy=diagonal",)),
     "step_frame": Way("stepping, a frame a step", stepwise),
     "step_token": Way("stepping, a token a step", stepwise, ("env.tokens_per_step=1",)),
     "without_cache": Way("without a cache", without_cache),
