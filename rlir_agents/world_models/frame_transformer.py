@@ -11,18 +11,97 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlir_agents.world_models.activation_checkpointing import run_layer
 from rlir_agents.world_models.frame_attention import Attend, FrameLayout, frame_attention
 from rlir_agents.world_models.frame_cache import FrameCache
 from rlir_agents.world_models.latent import LatentWorldModel, SelectedSteps, check_frames
 
 
+@dataclass(frozen=True)
+class FrameTransformerConfig:
+    """The sizes that all of them have.
+
+    Attributes:
+        latent_shape: (c, h, w) of a frame's latent.
+        patch_size: Side of the square of latent positions that makes a token.
+        hidden_size: d.
+        num_layers: Layers.
+        num_heads: Heads; a head has ``hidden_size / num_heads`` dimensions.
+        action_dim: A.
+        max_frames: Longest video.
+        norm_eps: Of the norms.
+        timestep_label: What the network sees of a timestep: an ``"integer"``, as published models are trained, or a
+            ``"continuous"`` number.
+    """
+
+    latent_shape: tuple[int, int, int]
+    patch_size: int = 2
+    hidden_size: int = 1024
+    num_layers: int = 16
+    num_heads: int = 16
+    action_dim: int = 39
+    max_frames: int = 32
+    norm_eps: float = 1e-6
+    timestep_label: Literal["integer", "continuous"] = "integer"
+
+    def __post_init__(self) -> None:
+        """Accept lists, as they come from JSON and YAML, and check the sizes."""
+        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be {self.num_heads} heads of a multiple of 4 dimensions"
+            )
+        if any(size % self.patch_size for size in self.latent_shape[1:]):
+            raise ValueError(
+                f"patch_size={self.patch_size} must divide a latent of {self.latent_shape[1:]} positions; 1 always does"
+            )
+        if self.timestep_label not in ("integer", "continuous"):
+            raise ValueError(f"timestep_label={self.timestep_label!r}: choose 'integer' or 'continuous'")
+
+    @property
+    def head_dim(self) -> int:
+        """Dimensions of a head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame's tokens."""
+        return self.latent_shape[1] // self.patch_size, self.latent_shape[2] // self.patch_size
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """S."""
+        return self.grid[0] * self.grid[1]
+
+
 class FrameTransformer(LatentWorldModel):
-    """Everything that a `LatentWorldModel` promises, from one pass over copies of frames."""
+    """Everything that a `LatentWorldModel` promises, from one pass over copies of frames.
+
+    Attributes:
+        config: Its sizes.
+        blocks: Its layers, which a subclass makes; called with the residual stream, conditions, rotations of queries
+            and keys, and the layer's attention across frames.
+    """
+
+    blocks: nn.ModuleList
+
+    def __init__(self, config: FrameTransformerConfig) -> None:
+        """Take over the sizes; a subclass makes the layers."""
+        super().__init__()
+        self.config = config
+        self.latent_shape, self.max_frames, self.action_dim = config.latent_shape, config.max_frames, config.action_dim
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.config.hidden_size
 
     @abstractmethod
     def _hidden(
@@ -45,6 +124,15 @@ class FrameTransformer(LatentWorldModel):
         Returns:
             Hidden states ``[B, U, S, d]`` and conditions ``[B, U, d]``.
         """
+
+    def _run_blocks(
+        self, x: Tensor, condition: Tensor, rotary: Any, attend_of_layer: Callable[[int], Attend]
+    ) -> Tensor:
+        """All layers on the residual stream ``[B, U, S, d]``, which is float32 at least."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        for layer, block in enumerate(self.blocks):
+            x = run_layer(block, self.checkpoints_activations, x, condition, rotary, attend_of_layer(layer))
+        return x
 
     def forward(self, latent: Tensor, timestep: Tensor, game_action_vector: Tensor | None) -> Tensor:
         """Velocities of all frames; see the base class."""

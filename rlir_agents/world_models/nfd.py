@@ -17,11 +17,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from rlir_agents.world_models.activation_checkpointing import run_layer
 from rlir_agents.world_models.dit_layers import Head, PatchEmbedding, TimestepEmbedding, initialize, precise
 from rlir_agents.world_models.frame_attention import Attend
 from rlir_agents.world_models.frame_cache import FrameCache
-from rlir_agents.world_models.frame_transformer import FrameTransformer
+from rlir_agents.world_models.frame_transformer import FrameTransformer, FrameTransformerConfig
 from rlir_agents.world_models.nfd_layers import Block, VectorEmbedding, frame_rotary_table
 
 _LABELS = 1000
@@ -31,67 +30,34 @@ _LABEL_SLACK = 2.5e-4
 
 
 @dataclass(frozen=True)
-class NFDConfig:
-    """Sizes; the defaults are those of NFD-310M.
+class NFDConfig(FrameTransformerConfig):
+    """Sizes; the defaults are those of NFD-310M. An integer label is the whole part of 1000 t.
 
     Attributes:
-        latent_shape: (c, h, w) of a frame's latent.
-        patch_size: Side of the square of latent positions that makes a token.
-        hidden_size: d.
-        num_layers: Layers.
-        num_heads: Heads; a head has ``hidden_size / num_heads`` dimensions.
         intermediate_size: Width of the SwiGLU; None is 8 d / 3, rounded up to a multiple of 256 (RLIR prints the
             unrounded number, but only the rounded one gives its parameter counts).
-        action_dim: A.
         action_embedding: ``"linear"``, as RLIR and NFD write, or ``"mlp"`` of two layers, which 774M parameters need.
-        max_frames: Longest video; NFD is trained on 32.
         rope_dims: Dimensions of a head that turn with frame, row and column; None is (8, 28, 28) for 64, and alike for
             others.
         rope_theta: Base of the rotary angles.
-        norm_eps: Of the norms.
-        timestep_label: What the network sees of a timestep t: ``"integer"``, the whole part of 1000 t, as published
-            models are trained, or ``"continuous"``, 1000 t.
     """
 
     latent_shape: tuple[int, int, int] = (16, 14, 24)
-    patch_size: int = 2
-    hidden_size: int = 1024
-    num_layers: int = 16
-    num_heads: int = 16
     intermediate_size: int | None = None
-    action_dim: int = 39
     action_embedding: Literal["linear", "mlp"] = "linear"
-    max_frames: int = 32
     rope_dims: tuple[int, int, int] | None = None
     rope_theta: float = 256.0
-    norm_eps: float = 1e-6
-    timestep_label: Literal["integer", "continuous"] = "integer"
 
     def __post_init__(self) -> None:
         """Accept lists, as they come from JSON and YAML, and check the sizes."""
-        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+        super().__post_init__()
         if self.rope_dims is not None:
             object.__setattr__(self, "rope_dims", tuple(self.rope_dims))
-        if self.hidden_size % (4 * self.num_heads):
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be {self.num_heads} heads of a multiple of 4 dimensions"
-            )
         dims = self.axis_dims
         if len(dims) != 3 or sum(dims) != self.head_dim or any(dim % 2 or dim < 2 for dim in dims):
             raise ValueError(f"rope_dims={dims} must be three even numbers that add up to {self.head_dim}")
-        if any(size % self.patch_size for size in self.latent_shape[1:]):
-            raise ValueError(
-                f"patch_size={self.patch_size} must divide a latent of {self.latent_shape[1:]} positions; 1 always does"
-            )
         if self.action_embedding not in ("linear", "mlp"):
             raise ValueError(f"action_embedding={self.action_embedding!r}: choose 'linear' or 'mlp'")
-        if self.timestep_label not in ("integer", "continuous"):
-            raise ValueError(f"timestep_label={self.timestep_label!r}: choose 'integer' or 'continuous'")
-
-    @property
-    def head_dim(self) -> int:
-        """Dimensions of a head."""
-        return self.hidden_size // self.num_heads
 
     @property
     def axis_dims(self) -> tuple[int, int, int]:
@@ -108,16 +74,6 @@ class NFDConfig:
         """Width of the SwiGLU."""
         return self.intermediate_size or -(-int(8 * self.hidden_size / 3) // 256) * 256
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of a frame's tokens."""
-        return self.latent_shape[1] // self.patch_size, self.latent_shape[2] // self.patch_size
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """S."""
-        return self.grid[0] * self.grid[1]
-
 
 class NFD(FrameTransformer):
     """The transformer of NFD.
@@ -133,11 +89,11 @@ class NFD(FrameTransformer):
         torch.Size([2, 4, 4, 2, 3])
     """
 
+    config: NFDConfig
+
     def __init__(self, config: NFDConfig) -> None:
         """Make a freshly initialised model; weights come from torch's global generator."""
-        super().__init__()
-        self.config = config
-        self.latent_shape, self.max_frames, self.action_dim = config.latent_shape, config.max_frames, config.action_dim
+        super().__init__(config)
         d, c, p = config.hidden_size, config.latent_shape[0], config.patch_size
         self.x_embedder = PatchEmbedding(c, p, d, has_time_axis=True)
         self.t_embedder = TimestepEmbedding(d)
@@ -149,11 +105,6 @@ class NFD(FrameTransformer):
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.num_layers))
         self.final_layer = Head(c, p, d, config.norm_eps, layout="c p q")
         initialize(self, [self.final_layer, *(cast(Block, block).adaLN_modulation for block in self.blocks)])
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.config.hidden_size
 
     def new_cache(self, num_rows: int, num_frames: int, dtype: torch.dtype) -> FrameCache:
         """An empty cache; see the base class."""
@@ -180,11 +131,7 @@ class NFD(FrameTransformer):
             condition = self.t_embedder(self._label(timestep))
             if vector is not None:
                 condition = condition + self._embed_action(vector.to(condition.dtype))
-        x = self.x_embedder(latent)
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        for layer, block in enumerate(self.blocks):
-            x = run_layer(block, self.checkpoints_activations, x, condition, rotary, attend_of_layer(layer))
-        return x, condition
+        return self._run_blocks(self.x_embedder(latent), condition, rotary, attend_of_layer), condition
 
     def _label(self, timestep: Tensor) -> Tensor:
         label = _LABELS * timestep.float()

@@ -16,16 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from rlir_agents.world_models.activation_checkpointing import run_layer
 from rlir_agents.world_models.dit_layers import Head, PatchEmbedding, TimestepEmbedding, initialize, precise
 from rlir_agents.world_models.frame_attention import Attend
 from rlir_agents.world_models.frame_cache import FrameCache
-from rlir_agents.world_models.frame_transformer import FrameTransformer
+from rlir_agents.world_models.frame_transformer import FrameTransformer, FrameTransformerConfig
 from rlir_agents.world_models.oasis_layers import (
     Frequencies,
     SpatioTemporalBlock,
@@ -38,65 +37,21 @@ from rlir_agents.world_models.oasis_schedule import continuous_label, nearest_la
 
 
 @dataclass(frozen=True)
-class OasisConfig:
+class OasisConfig(FrameTransformerConfig):
     """Sizes; the defaults are those of Oasis 500M (its 608M parameters are counted with both attentions' MLPs).
 
+    A layer has a spatial and a temporal half. An integer label is the DDPM step next to a timestep.
+
     Attributes:
-        latent_shape: (c, h, w) of a frame's latent.
-        patch_size: Side of the square of latent positions that makes a token.
-        hidden_size: d.
-        num_layers: Layers, each of a spatial and a temporal half.
-        num_heads: Heads; a head has ``hidden_size / num_heads`` dimensions.
         intermediate_size: Width of the perceptrons.
-        action_dim: A.
-        max_frames: Longest video.
         context_label: DDPM step that finished frames are labelled with, though no noise is added to them
             (``stabilization_level - 1`` of the public code).
-        norm_eps: Of the norms.
-        timestep_label: What the network sees of a timestep: the ``"integer"`` DDPM step next to it, as it was trained,
-            or a ``"continuous"`` one between two.
     """
 
     latent_shape: tuple[int, int, int] = (16, 18, 32)
-    patch_size: int = 2
-    hidden_size: int = 1024
-    num_layers: int = 16
-    num_heads: int = 16
-    intermediate_size: int = 4096
     action_dim: int = 25
-    max_frames: int = 32
+    intermediate_size: int = 4096
     context_label: int = 14
-    norm_eps: float = 1e-6
-    timestep_label: Literal["integer", "continuous"] = "integer"
-
-    def __post_init__(self) -> None:
-        """Accept lists, as they come from JSON and YAML, and check the sizes."""
-        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
-        if self.hidden_size % (4 * self.num_heads):
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must be {self.num_heads} heads of a multiple of 4 dimensions"
-            )
-        if any(size % self.patch_size for size in self.latent_shape[1:]):
-            raise ValueError(
-                f"patch_size={self.patch_size} must divide a latent of {self.latent_shape[1:]} positions; 1 always does"
-            )
-        if self.timestep_label not in ("integer", "continuous"):
-            raise ValueError(f"timestep_label={self.timestep_label!r}: choose 'integer' or 'continuous'")
-
-    @property
-    def head_dim(self) -> int:
-        """D."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of a frame's tokens."""
-        return self.latent_shape[1] // self.patch_size, self.latent_shape[2] // self.patch_size
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """S."""
-        return self.grid[0] * self.grid[1]
 
 
 class Oasis(FrameTransformer):
@@ -110,11 +65,11 @@ class Oasis(FrameTransformer):
         torch.Size([2, 4, 4, 4, 6])
     """
 
+    config: OasisConfig
+
     def __init__(self, config: OasisConfig) -> None:
         """Make a freshly initialised model; weights come from torch's global generator."""
-        super().__init__()
-        self.config = config
-        self.latent_shape, self.max_frames, self.action_dim = config.latent_shape, config.max_frames, config.action_dim
+        super().__init__(config)
         d, c, p = config.hidden_size, config.latent_shape[0], config.patch_size
         self.x_embedder = PatchEmbedding(c, p, d, has_time_axis=False)
         self.t_embedder = TimestepEmbedding(d)
@@ -128,11 +83,6 @@ class Oasis(FrameTransformer):
         blocks = [cast(SpatioTemporalBlock, block) for block in self.blocks]
         modulations = [half for block in blocks for half in (block.s_adaLN_modulation, block.t_adaLN_modulation)]
         initialize(self, [self.final_layer, *modulations])
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.config.hidden_size
 
     def new_cache(self, num_rows: int, num_frames: int, dtype: torch.dtype) -> FrameCache:
         """An empty cache, of the attention along time; see the base class."""
@@ -158,11 +108,7 @@ class Oasis(FrameTransformer):
             if vector is not None:
                 condition = condition + self.external_cond(vector.to(condition.dtype))
         x = self.x_embedder(latent / _norm(timestep))
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        for layer, block in enumerate(self.blocks):
-            rotary = (spatial, temporal)
-            x = run_layer(block, self.checkpoints_activations, x, condition, rotary, attend_of_layer(layer))
-        return x, condition
+        return self._run_blocks(x, condition, (spatial, temporal), attend_of_layer), condition
 
     def _velocity(self, hidden: Tensor, condition: Tensor, latent: Tensor, timestep: Tensor) -> Tensor:
         """From the head's v; see the base class.

@@ -17,7 +17,7 @@ def mineworld() -> tuple[MineWorld, Callable[[], Tensor]]:
 
 
 def nfd() -> tuple[NFD, Callable[[], Tensor]]:
-    model = NFD(NFDConfig((4, 4, 6), 1, 64, 6, 2, 128, action_dim=5, max_frames=6))
+    model = NFD(NFDConfig((4, 4, 6), 1, 64, 6, 2, intermediate_size=128, action_dim=5, max_frames=6))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     context, latent = torch.randn(2, 5, 4, 4, 6), torch.randn(2, 5, 3, 4, 4, 6)

@@ -26,7 +26,7 @@ from rlir_env.layout import TokenLayout
 
 MODELS = {
     "mineworld": lambda: MineWorld(MineWorldConfig(8, 12, 32, 64, 2, 4, 2, 64, initializer_range=0.2)),
-    "nfd": lambda: NFD(NFDConfig((4, 2, 2), 1, 32, 2, 2, 64, action_dim=6)),
+    "nfd": lambda: NFD(NFDConfig((4, 2, 2), 1, 32, 2, 2, intermediate_size=64, action_dim=6)),
 }
 
 

@@ -24,8 +24,8 @@ FRAME_SIZE, NUM_FRAMES = (32, 64), 4
 VQ = VQConfig(FRAME_SIZE, (32,) * 5, 1, latent_channels=8, num_vq_embeddings=16)
 LM = MineWorldConfig(16, 86, 128, 64, 1, 2, 1)
 KL = KLConfig(FRAME_SIZE, 32, (1, 1, 1), 1, embed_dim=4)
-DIT = NFDConfig((4, 8, 16), 2, 64, 1, 1, 64, action_dim=39)
-OASIS = OasisConfig((4, 8, 16), 2, 64, 1, 1, 64)
+DIT = NFDConfig((4, 8, 16), 2, 64, 1, 1, intermediate_size=64)
+OASIS = OasisConfig((4, 8, 16), 2, 64, 1, 1, intermediate_size=64)
 VIT = ViTConfig(FRAME_SIZE, 4, 4, 64, 1, 1, 64, 1, 1)
 NET = {
     "attention_heads": 2,

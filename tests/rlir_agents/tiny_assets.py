@@ -26,7 +26,7 @@ IDM = VPTConfig(FRAME_SIZE, 4, (8,), 1, 8, 16, num_heads=2, num_layers=1, batch_
 MINEWORLD = MineWorldConfig(16, 86, 16, 32, 1, 2, 1, max_position_embeddings=293)
 # Latents of 4 x 2 x 4 numbers, one token for each of the 8 places.
 KL_TOKENIZER = KLConfig(FRAME_SIZE, 8, (1, 1, 1), 1, embed_dim=4, norm_num_groups=4, scale_factor=1.0)
-NFD_SIZES = NFDConfig((4, 2, 4), 1, 16, 1, 2, 32, max_frames=16, timestep_label="continuous")
+NFD_SIZES = NFDConfig((4, 2, 4), 1, 16, 1, 2, intermediate_size=32, max_frames=16, timestep_label="continuous")
 SPLITS = {"train": 4, "dev": 2, "test": 4}  # clips
 VISIBLE = ["forward_back", "jump", "yaw"]
 
