@@ -80,7 +80,7 @@ def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _of_file(override: str) -> str:
-    """``world=PATH``, ``idm=PATH`` and ``data=PATH`` name files of others (``configs/world/published.yaml``)."""
+    """``world=PATH``, ``tokenizer=PATH``, ``idm=PATH`` and ``data=PATH`` name files of others (``files``)."""
     key, _, value = override.partition("=")
     is_option = (config_folder() / key / f"{value}.yaml").is_file()
     if key not in _FILES or is_option or not ("/" in value or Path(value).exists()):

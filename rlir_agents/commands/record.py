@@ -5,7 +5,7 @@
     rlir record validate runs/recordings/dev  # statistics and problems of a folder, yours too
     rlir record cut my/recordings folder=runs/validation   # a validation set in MineWorld's layout
     rlir record label a.mp4 b.mp4             # write a.jsonl and b.jsonl, as an IDM reads the videos
-    rlir record label a.mp4 idm.model=4x_idm.model idm.weights=4x_idm.weights
+    rlir record label a.mp4 idm=idm/
 
 An interrupted recording goes on with the same command; a finished set is left as it is.
 """

@@ -1,6 +1,6 @@
 """rlir score: MineWorld's evaluation protocol on folders of videos and labels.
 
-    rlir score videos=outputs/300M labels=validation idm.model=4x_idm.model idm.weights=4x_idm.weights
+    rlir score videos=outputs/300M labels=validation idm=idm/
     rlir score videos=my_recordings labels=my_labels first_line=0   # whole recordings; the judge of world.name reads
 
 Videos are <name>.mp4 of the generated frames alone; labels <name>.jsonl, and the real videos <name>.mp4 lie beside them

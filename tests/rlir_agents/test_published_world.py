@@ -1,5 +1,6 @@
 """The paper's experiments from files of others: checkpoints in the published layouts, small, and recordings."""
 
+import csv
 import json
 import pickle
 from pathlib import Path
@@ -126,6 +127,24 @@ def test_files_are_found_whichever_is_named(files):
         published_idm(files / "idm" / "other.weights")
     with pytest.raises(ValueError, match=r"holds 0 files \*\.weights"):
         published_idm(files / "data")
+
+
+def test_scores_and_labels_take_the_same_path(files, tmp_path, capsys):
+    (video,) = (files / "data" / "dev").glob("*.mp4")
+    made = tmp_path / f"{video.stem}.jsonl"
+    assert main(["record", "label", str(video), f"idm={files / 'idm'}", f"folder={tmp_path}", "device=cpu"]) == 0
+    assert len(made.read_text().splitlines()) == 16
+    # A reader agrees with its own labels, and not with what was pressed.
+    score = ["score", f"videos={video.parent}", f"idm={files / 'idm'}", "first_line=0", "num_frames=15", "device=cpu"]
+    score += [f"references={video.parent}", f"metrics={tmp_path}"]
+    for labels, run in ((tmp_path, "own"), (video.parent, "pressed")):
+        assert main([*score, f"labels={labels}", f"run={run}"]) == 0
+    rows = list(csv.DictReader((tmp_path / "latest_metrics.csv").read_text().splitlines()))
+    f1 = {row["experiment"]: float(row["f1_macro"]) for row in rows}
+    assert f1["own"] > 0.99 > f1["pressed"]
+    capsys.readouterr()
+    assert main(["record", "label", str(video), f"idm={tmp_path}", f"folder={tmp_path / 'new'}", "device=cpu"]) == 2
+    assert "holds 0 files *.weights" in capsys.readouterr().err
 
 
 def test_recordings_are_split_by_folder_or_by_name(files, tmp_path):
