@@ -194,8 +194,15 @@ class Trainer:
         """Write what the loss compares with: log-probs, and the reference's, [P, G, T(, k)]."""
         groups, videos = rollout.shape[:2], rollout.flatten(0, 1)
         micro_batch_size = self.config.micro_batch_size or len(videos)
+        is_known = "action_log_prob" in rollout.keys()
+        if not is_known and not self.config.recompute_log_prob and self.config.num_updates > 1:
+            raise ValueError(
+                f"{self.config.num_updates} updates a batch compare with log-probs of the policy that sampled it, and "
+                "rollouts hold none: set trainer.recompute_log_prob=true, or num_epochs=1 and num_minibatches=1"
+            )
         if self.config.recompute_log_prob:
-            rollout.rename_key_("action_log_prob", "collection_log_prob")
+            if is_known:
+                rollout.rename_key_("action_log_prob", "collection_log_prob")
             log_prob = sequence_log_prob(self.policy, videos, micro_batch_size=micro_batch_size)
             rollout["action_log_prob"] = log_prob.unflatten(0, groups)
         if self.reference_policy is not None:

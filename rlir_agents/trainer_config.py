@@ -17,7 +17,8 @@ class TrainerConfig:
         rollout_batch_size: Videos generated at once, for memory; None takes the whole batch.
         max_grad_norm: Gradients are clipped to this norm.
         recompute_log_prob: Take ratios against a log-prob recomputed in sequence mode. False saves
-            one forward and takes the one from collection, whose mismatch is then in every ratio.
+            one forward and takes the one from collection, whose mismatch is then in every ratio; where the policy
+            writes none, and a batch has one update, the loss takes its own.
         drop_zero_advantage: Leave rollouts with zero advantage out of the update. Exact, and
             faster, if the loss is the clipped term alone; a KL term, an entropy bonus or a critic
             would have taught something on them.
@@ -49,6 +50,11 @@ class TrainerConfig:
     ema_decay: float | None = None
     seed: int = 0
     dry_run: bool = False
+
+    @property
+    def num_updates(self) -> int:
+        """Optimiser steps a batch."""
+        return self.num_epochs * self.num_minibatches
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail late, or never."""

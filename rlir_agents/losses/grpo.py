@@ -25,6 +25,9 @@ class GRPOLoss(ClipPPOLoss):
     At ``kl_coeff=0`` it is `ClipPPOLoss`, number for number. One ratio per sampled token or
     denoising step; an advantage [..., T, 1] is shared by those of an env step. ``set_keys`` renames the entries of the
     reference policy, ``ref_log_prob`` and ``ref_mean``, beside the keys of `ClipPPOLoss`.
+
+    Data without log-probs of the actions are taken to be the policy's own, as they are when a batch is learnt from by
+    one update: the ratio is 1, and its gradient that of the log-prob.
     """
 
     @dataclass
@@ -72,23 +75,25 @@ class GRPOLoss(ClipPPOLoss):
         self.kl_coeff = kl_coeff
         self.loss_mask_key = loss_mask_key
         self._has_entropy_bonus = entropy_coeff != 0
-        self._log_prob: torch.Tensor | None = None
-        self._dist: Distribution | None = None
+        self._current: tuple[torch.Tensor, Distribution, bool] | None = None
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Return `ClipPPOLoss`'s entries, and ``loss_kl_to_ref``, ``kl_to_ref`` if leashed."""
+        tensordict, key = tensordict.copy(), self.tensor_keys.sample_log_prob
         try:
+            if tensordict.get(key, default=None) is None:
+                tensordict[key] = self._get_cur_log_prob(tensordict)[0].detach()
             losses = super().forward(tensordict)
             losses.update(self._counted_figures(tensordict))
             if self.kl_coeff:
-                assert self._log_prob is not None and self._dist is not None  # kept by _get_cur_log_prob
+                log_prob, dist, _ = self._get_cur_log_prob(tensordict)
                 keys = (self.tensor_keys.ref_log_prob, self.tensor_keys.ref_mean)
-                divergence = kl_to_reference(self._dist, self._log_prob, tensordict, *keys)
+                divergence = kl_to_reference(dist, log_prob, tensordict, *keys)
                 kl = self._reduce_loss(divergence, tensordict)
                 losses["loss_kl_to_ref"] = self.kl_coeff * kl
                 losses["kl_to_ref"] = kl.detach()
         finally:
-            self._log_prob = self._dist = None  # do not keep the graph alive between calls
+            self._current = None  # do not keep the graph alive between calls
         return losses
 
     def _counted_figures(self, tensordict: TensorDictBase) -> dict[str, torch.Tensor]:
@@ -96,8 +101,8 @@ class GRPOLoss(ClipPPOLoss):
         mask = self._action_mask(tensordict)
         if mask is None or not mask.any():
             return {}
-        assert self._log_prob is not None  # kept by _get_cur_log_prob
-        log_ratio = (self._log_prob.detach() - tensordict[self.tensor_keys.sample_log_prob])[mask]
+        log_prob = self._get_cur_log_prob(tensordict)[0].detach()
+        log_ratio = (log_prob - tensordict[self.tensor_keys.sample_log_prob])[mask]
         low, high = self._clip_bounds
         return {
             "clip_fraction": ((log_ratio < low) | (log_ratio > high)).float().mean(),
@@ -125,10 +130,12 @@ class GRPOLoss(ClipPPOLoss):
     def _get_cur_log_prob(
         self, tensordict: TensorDictBase, params: TensorDictBase | None = None
     ) -> tuple[torch.Tensor, Distribution, bool]:
-        # The one place where TorchRL computes the policy's log-prob: keep it for the KL term, which
-        # would otherwise cost a second forward of the world model.
-        self._log_prob, self._dist, is_composite = super()._get_cur_log_prob(tensordict, params)
-        return self._log_prob, self._dist, is_composite
+        # Everything here asks for the same log-prob: one forward of the world model a call serves all.
+        if params is not None:  # another policy's
+            return super()._get_cur_log_prob(tensordict, params)
+        if self._current is None:
+            self._current = super()._get_cur_log_prob(tensordict)
+        return self._current
 
     def _get_entropy(self, dist: Distribution, adv_shape: torch.Size) -> torch.Tensor:
         with torch.set_grad_enabled(self._has_entropy_bonus and torch.is_grad_enabled()):

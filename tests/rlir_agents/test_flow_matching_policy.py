@@ -110,6 +110,24 @@ def test_the_leash_is_half_the_squared_distance_of_velocities() -> None:
     assert max(gradient.abs().max() for gradient in found) > 1e-4
 
 
+def test_one_update_needs_no_log_prob_of_the_rollout() -> None:
+    env = make_env()
+    policy, lazy = make_policy(env), make_policy(env, log_prob_at_collection=False)
+    rollout, without = collect(env, policy), collect(make_env(), lazy)
+    assert "action_log_prob" not in without.keys() and torch.equal(without["action"], rollout["action"])
+    assert lazy.num_forwards_per_frame == N < policy.num_forwards_per_frame
+    advantage = torch.randn(P, G, F - 1, 1)
+    gradients, figures = [], []
+    for one, batch in ((policy, rollout), (lazy, without)):
+        losses = GRPOLoss(one)(batch.set("advantage", advantage))
+        gradients.append(torch.autograd.grad(losses["loss_objective"], list(one.parameters())))
+        figures.append(losses)
+    assert figures[1]["max_ratio"] == 1 and figures[1]["clip_fraction"] == 0
+    assert "action_log_prob" not in without.keys()  # a loss writes nothing into what it is given
+    for found, expected in zip(*reversed(gradients), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
 def test_videos_are_those_of_the_ode() -> None:
     env = make_env()
     policy = make_policy(env)

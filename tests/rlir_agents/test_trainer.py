@@ -194,6 +194,21 @@ def test_collection_log_prob_can_be_used_as_it_is(tmp_path):
     assert figures["train/ratio_at_first_update"] == pytest.approx(1.0)
 
 
+def test_one_update_takes_its_own_log_prob_where_collection_wrote_none(tmp_path):
+    written = make_trainer(tmp_path / "written", recompute_log_prob=False)
+    without = make_trainer(tmp_path / "without", recompute_log_prob=False)
+    collected = without._collect_fn
+    without._collect_fn = lambda env, policy: collected(env, policy).exclude("action_log_prob")
+    for trainer in (written, without):
+        torch.manual_seed(0)
+        assert trainer.run_iteration()["train/ratio_at_first_update"] == pytest.approx(1.0)
+    torch.testing.assert_close(weights(without), weights(written))
+    several = make_trainer(tmp_path / "several", recompute_log_prob=False, num_epochs=2)
+    several._collect_fn = without._collect_fn
+    with pytest.raises(ValueError, match="2 updates a batch .*recompute_log_prob=true"):
+        several.run_iteration()
+
+
 def test_evaluation_before_every_n_and_after_and_the_best_is_kept(tmp_path):
     trainer = make_trainer(tmp_path, num_iterations=5, evaluate_every=2, keep_best_by="eval/logit")
     values = iter([0.0, 3.0, 1.0, 2.0])
