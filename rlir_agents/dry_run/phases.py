@@ -142,7 +142,7 @@ def _(policy: TokenPolicy, meter: Meter) -> Generation:
     copied_bytes, video_bytes = (meter.count(step).peak_bytes for step in (copy_weights, allocate))
     return Generation(
         flops=meter.count(read).flops,
-        num_passes=layout.num_generated_frames * layout.tokens_per_frame,
+        num_passes=policy.num_passes,
         weight_bytes=copied_bytes,
         cache_bytes=caches[0].num_bytes,
         copied_bytes=copied_bytes,

@@ -69,8 +69,14 @@ class DiagonalTokenPolicy(TokenPolicy):
             )
         self.grid_size, self.window = (int(grid_size[0]), int(grid_size[1])), window
         self._decoder = DiagonalDecoder(self.sampler, autocast_dtype, layout, self.grid_size, window)
-        schedule = diagonal_schedule(layout, self.grid_size, window, "image_diagonal")
+        schedule = list(diagonal_schedule(layout, self.grid_size, window, "image_diagonal"))
+        self._num_passes = len(schedule)
         self._teacher_forced = teacher_forced(schedule, layout.sequence_length)
+
+    @property
+    def num_passes(self) -> int:
+        """See the base class."""
+        return self._num_passes
 
     def _hidden(self, token: Tensor) -> Tensor:
         """What each place has read when it is fed; see the base class."""

@@ -107,6 +107,11 @@ class TokenPolicy(TensorDictModuleBase):
         return self.layout.num_steps(self.tokens_per_step)
 
     @property
+    def num_passes(self) -> int:
+        """How often a rollout runs the network until a video is finished."""
+        return self.layout.num_generated_frames * self.layout.tokens_per_frame
+
+    @property
     def cache_bytes(self) -> int:
         """Memory that the key/value cache of the last collection holds."""
         return self._decoder.cache_bytes

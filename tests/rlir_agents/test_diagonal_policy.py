@@ -84,6 +84,12 @@ def test_videos_are_those_of_diagonal_decoding() -> None:
     assert torch.equal(made, rollout["action"].flatten(1))
 
 
+def test_a_frame_takes_as_many_passes_as_there_are_diagonals() -> None:
+    env = make_env((4, 2))
+    policy = make_policy(env, (4, 2), window=1)
+    assert policy.num_passes == (F - 1) * 5 < small_policy(env).num_passes == (F - 1) * 8
+
+
 def test_it_is_a_density() -> None:
     """Over all that a frame can be, probabilities add up to one."""
     env = make_env((2, 2), num_frames=2)
