@@ -38,7 +38,7 @@ class DenoisingHealth:
         self._env, self._policy, self._num_rollouts = env, policy, num_rollouts
 
     def __call__(self, rollout: TensorDictBase) -> dict[str, float]:
-        """Figures of a rollout [P, G, T] with log-probs, ``collection_log_prob`` if recomputed, and ``advantage``."""
+        """Figures of a rollout [P, G, T] with ``advantage``, and with both log-probs if they were recomputed."""
         figures = self._gradients(rollout) | self._drift(rollout)
         if self._policy.table.is_stochastic.any():
             figures["denoising/ode_minus_sde_reward"] = self._reward_gap(rollout)
@@ -84,7 +84,7 @@ class DenoisingHealth:
 
     @staticmethod
     def _is_step(rollout: TensorDictBase, step: int) -> torch.Tensor:
-        """Which actions are that denoising step, bool of the shape of the log-probs."""
-        num_inner = rollout["action_log_prob"].shape[-1]
+        """Which actions are that denoising step, bool of the shape of ``loss_mask``."""
+        num_inner = rollout["loss_mask"].shape[-1]
         inner = torch.arange(num_inner, device=rollout["denoising_step"].device)
         return rollout["denoising_step"] + inner == step
