@@ -5,95 +5,20 @@ Nothing is built: models stand on the meta device, and tensors stay in the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlir_agents.world_models.loading import (
-    mineworld_config,
-    mineworld_weights,
-    nfd_config,
-    nfd_weights,
-    oasis_config,
-    oasis_weights,
-)
-from rlir_agents.world_models.mineworld import MineWorld
-from rlir_agents.world_models.nfd import NFD
-from rlir_agents.world_models.oasis import Oasis
-from rlir_env.checkpoints import check_weights, is_own_file, load_foreign, load_safetensors
-from rlir_env.inverse_dynamics.vpt import VPTConfig, VPTInverseDynamics, idm_weights
-from rlir_env.tokenizers.kl import KLConfig, KLTokenizer, kl_weights
-from rlir_env.tokenizers.vit import ViTConfig, ViTTokenizer, vit_weights
-from rlir_env.tokenizers.vq import VQConfig, VQTokenizer, vq_weights
+from rlir_agents.world_models.loading import WORLD_MODEL_KINDS
+from rlir_env.checkpoints import ANYTHING, PublishedKind, check_weights, is_own_file, load_foreign, load_safetensors
+from rlir_env.inverse_dynamics.vpt import IDM_KIND, VPTConfig
+from rlir_env.tokenizers.loading import TOKENIZER_KINDS
 
-_ANYTHING = ("",)  # beside a model: what belongs to no model is listed, not refused
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of published model.
-
-    Attributes:
-        name: What people call it.
-        select: Its weights under their own names; a ValueError where there is none.
-        build: The model whose weights these are, its sizes read off them.
-        reader: What reads it, with ``{path}`` for the file.
-    """
-
-    name: str
-    select: Callable[..., dict[str, Tensor]]
-    build: Callable[[Mapping[str, Tensor]], nn.Module]
-    reader: str
-
-
-_KINDS = (
-    _Kind(
-        "MineWorld's transformer",
-        mineworld_weights,
-        lambda weights: MineWorld(mineworld_config(weights)),
-        "rlir_agents.world_models.load_world_model('{path}')",
-    ),
-    _Kind(
-        "a world model of NFD's family",
-        nfd_weights,
-        lambda weights: NFD(nfd_config(weights)),
-        "rlir_agents.world_models.load_world_model('{path}')",
-    ),
-    _Kind(
-        "Oasis' transformer",
-        oasis_weights,
-        lambda weights: Oasis(oasis_config(weights)),
-        "rlir_agents.world_models.load_world_model('{path}')",
-    ),
-    _Kind(
-        "MineWorld's VQ tokenizer",
-        vq_weights,
-        lambda weights: VQTokenizer(VQConfig.from_weights(weights)),
-        "rlir_env.tokenizers.VQTokenizer.from_pretrained('config.json', '{path}')",
-    ),
-    _Kind(
-        "a KL tokenizer of latent diffusion",
-        kl_weights,
-        lambda weights: KLTokenizer(KLConfig.from_weights(weights)),
-        "rlir_env.tokenizers.KLTokenizer.from_pretrained('{path}')",
-    ),
-    _Kind(
-        "Oasis' ViT tokenizer",
-        vit_weights,
-        lambda weights: ViTTokenizer(ViTConfig.from_weights(weights)),
-        "rlir_env.tokenizers.ViTTokenizer.from_pretrained('{path}')",
-    ),
-    _Kind(
-        "VPT's inverse dynamics model",
-        idm_weights,
-        lambda weights: VPTInverseDynamics(VPTConfig.from_weights(weights)),
-        "rlir_env.inverse_dynamics.VPTInverseDynamics.from_files('4x_idm.model', '{path}')",
-    ),
-)
+_KINDS: tuple[PublishedKind[Any], ...] = (*WORLD_MODEL_KINDS, *TOKENIZER_KINDS, IDM_KIND)
 
 
 @dataclass(frozen=True)
@@ -176,27 +101,28 @@ def read_contents(path: str | Path) -> FileContents:
     state_dict = load_foreign(path)
     parts, claimed = [], set()  # by where they lie: some files name a tensor twice
     for kind in _KINDS:
-        try:
-            weights = kind.select(state_dict, beside=_ANYTHING)
-        except ValueError:
-            continue
-        parts.append(_part(kind, weights, path))
-        claimed |= {tensor.data_ptr() for tensor in weights.values()}
+        if kind.is_in(state_dict):
+            part, weights = _part(kind, state_dict, path)
+            parts.append(part)
+            claimed |= {tensor.data_ptr() for tensor in weights.values()}
     unread = tuple(sorted(key for key, tensor in state_dict.items() if tensor.data_ptr() not in claimed))
     return FileContents(path, tuple(parts), unread)
 
 
-def _part(kind: _Kind, weights: dict[str, Tensor], path: Path) -> Part:
+def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path) -> tuple[Part, dict[str, Tensor]]:
+    """What is to be said of one model, and its weights."""
+    weights: dict[str, Tensor] = {}
     sizes: dict[str, Any] = {}
     try:
+        weights = kind.select(state_dict, beside=ANYTHING)
         with torch.device("meta"):
-            model: Any = kind.build(weights)
+            model = kind.build(weights)
         sizes = asdict(model.config)
         check_weights(model, weights)
     except (ValueError, KeyError) as error:
         problem = f"there is no tensor {error}" if isinstance(error, KeyError) else str(error)
-        return Part(kind.name, sizes, *_counts(weights), reader=None, problem=problem)
-    return Part(kind.name, sizes, *_counts(weights), reader=kind.reader.format(path=path))
+        return Part(kind.name, sizes, *_counts(weights), reader=None, problem=problem), weights
+    return Part(kind.name, sizes, *_counts(weights), reader=kind.reader.format(path=path)), weights
 
 
 def _own(path: Path) -> Part:

@@ -15,8 +15,9 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -258,12 +259,12 @@ def part_of(
         state_dict: Of the file.
         landmark: A tensor that all such models have, by its own name.
         roots: Beginnings of the model's own names.
-        beside: Beginnings of what else may be in the file, as it is named there; ``""`` allows anything.
+        beside: Beginnings of what else may be in the file, as it is named there, or `ANYTHING`.
 
     Raises:
         ValueError: If there is no such model, or more than one, or something that is neither its nor allowed.
     """
-    prefixes = [key.removesuffix(landmark) for key in state_dict if key == landmark or key.endswith(f".{landmark}")]
+    prefixes = _before(landmark, state_dict)
     if len(prefixes) != 1:
         raise ValueError(
             f"{len(prefixes)} tensors are named {landmark}, with or without something before it; expected 1"
@@ -273,6 +274,38 @@ def part_of(
     if strange:
         raise ValueError(f"{len(strange)} tensors belong to nothing that is known: {_shorten(strange)}")
     return {key.removeprefix(prefixes[0]): tensor for key, tensor in state_dict.items() if key.startswith(own)}
+
+
+def _before(landmark: str, names: Iterable[str]) -> list[str]:
+    """What stands before a tensor's own name, for each that has it."""
+    return [name.removesuffix(landmark) for name in names if name == landmark or name.endswith(f".{landmark}")]
+
+
+ANYTHING = ("",)
+"""For `part_of`: whatever stands beside the model is left out."""
+
+
+@dataclass(frozen=True)
+class PublishedKind(Generic[Module]):
+    """A kind of published model: how a file that holds one is known, and how it is read.
+
+    Attributes:
+        name: What people call it.
+        landmark: A tensor that only such models have.
+        select: From a state dict, and ``beside`` as in `part_of`, to the model's weights under its own names.
+        build: From these weights, and sizes that no weight tells, to the model.
+        reader: Code that reads it, with ``{path}`` for the file.
+    """
+
+    name: str
+    landmark: str
+    select: Callable[..., dict[str, Tensor]]
+    build: Callable[..., Module]
+    reader: str
+
+    def is_in(self, state_dict: Mapping[str, Tensor]) -> bool:
+        """Whether the file holds one."""
+        return bool(_before(self.landmark, state_dict))
 
 
 def num_blocks(names: Iterable[str], stem: str) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlir_agents.world_models.decoding import PUBLISHED_SAMPLER
-from rlir_agents.world_models.diagonal_decoding import Pass, front, run_schedule
+from rlir_agents.world_models.diagonal_decoding import Pass, check_window, front, run_schedule
 from rlir_agents.world_models.mineworld import MineWorld
 from rlir_agents.world_models.sampling import TokenSampler
 from rlir_env.layout import TokenLayout
@@ -72,20 +72,17 @@ class InteractiveDecoder:
             ValueError: if shapes, window or kind of decoding do not fit, or the context is too short for the frames.
         """
         num_rows, num_frames, num_codes = frame_token.shape
-        word_length, rows_columns = action_token.shape[-1], grid_size[0] * grid_size[1]
+        word_length = action_token.shape[-1]
         self._layout = TokenLayout(num_codes, max(2, model.max_length // (num_codes + word_length)), word_length)
         self.max_context = model.max_length // self._layout.block_length
-        if rows_columns != num_codes:
-            raise ValueError(f"grid_size={grid_size}: give rows and columns of the {num_codes} codes of a frame")
+        check_window(self._layout, grid_size, window)
         if action_token.shape[:2] != (num_rows, num_frames - 1):
             raise ValueError(
                 f"{num_frames} frames with words of shape {tuple(action_token.shape)}: give one word between each two, "
                 f"[{num_rows}, {num_frames - 1}, A]"
             )
-        if decoding not in ("naive", "image_diagonal") or not 1 <= window <= grid_size[1]:
-            raise ValueError(
-                f"decoding={decoding!r}, window={window}: choose 'naive' or 'image_diagonal', and 1 to {grid_size[1]}"
-            )
+        if decoding not in ("naive", "image_diagonal"):
+            raise ValueError(f"decoding={decoding!r}: choose 'naive' or 'image_diagonal'")
         if not 1 <= num_kept < self.max_context or num_frames > self.max_context:
             raise ValueError(
                 f"the context holds {self.max_context} frames: give at most as many, not {num_frames}, and keep fewer, "

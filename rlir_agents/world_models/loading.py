@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from torch import Tensor
 from rlir_agents.world_models.mineworld import MineWorld, MineWorldConfig
 from rlir_agents.world_models.nfd import NFD, NFDConfig
 from rlir_agents.world_models.oasis import Oasis, OasisConfig
-from rlir_env.checkpoints import filled, is_own_file, load_foreign, load_safetensors, num_blocks, part_of
+from rlir_env.checkpoints import (
+    PublishedKind,
+    filled,
+    is_own_file,
+    load_foreign,
+    load_safetensors,
+    num_blocks,
+    part_of,
+)
 
 # By the class that is written in our own files, from sizes to an untrained model.
 _BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD | Oasis]] = {
@@ -23,10 +32,10 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD | Oasis]] = {
     "Oasis": lambda sizes: Oasis(OasisConfig(**sizes)),
 }
 
-MINEWORLD_LANDMARK = "transformer.model.embed_tokens.weight"
-NFD_LANDMARK = "blocks.0.attention.wqkv.weight"
-OASIS_LANDMARK = "blocks.0.s_attn.to_qkv.weight"
-"""Tensors by which a file is known to hold a transformer of MineWorld, of NFD's family, or Oasis'."""
+# Tensors by which a file is known to hold a transformer of MineWorld, of NFD's family, or Oasis'.
+_MINEWORLD_LANDMARK = "transformer.model.embed_tokens.weight"
+_NFD_LANDMARK = "blocks.0.attention.wqkv.weight"
+_OASIS_LANDMARK = "blocks.0.s_attn.to_qkv.weight"
 
 _HEAD_DIM = 64  # in both families; no weight tells
 _NUM_WORD_IDS = 70  # MineWorld's vocabulary holds them besides the codes
@@ -61,15 +70,10 @@ def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) 
             raise ValueError(f"{path} is one of our own files and holds its sizes: leave out config")
         return read_world_model(path)
     state_dict = load_foreign(path)
-    if any(key.endswith(MINEWORLD_LANDMARK) for key in state_dict):
-        weights = mineworld_weights(state_dict)
-        return filled(lambda: MineWorld(mineworld_config(weights, config)), weights)
-    if any(key.endswith(NFD_LANDMARK) for key in state_dict):
-        weights = nfd_weights(state_dict)
-        return filled(lambda: NFD(nfd_config(weights, **(config or {}))), weights)
-    if any(key.endswith(OASIS_LANDMARK) for key in state_dict):
-        weights = oasis_weights(state_dict)
-        return filled(lambda: Oasis(oasis_config(weights, **(config or {}))), weights)
+    for kind in WORLD_MODEL_KINDS:
+        if kind.is_in(state_dict):
+            weights = kind.select(state_dict)
+            return filled(partial(kind.build, weights, **(config or {})), weights)
     raise ValueError(f"{path} holds no world model that is known here: `rlir inspect {path}` says what it holds")
 
 
@@ -150,7 +154,7 @@ def mineworld_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = 
     Raises:
         ValueError: if there is no such transformer, or something else beside it.
     """
-    return part_of(state_dict, MINEWORLD_LANDMARK, ("transformer.",), beside)
+    return part_of(state_dict, _MINEWORLD_LANDMARK, ("transformer.",), beside)
 
 
 def mineworld_config(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> MineWorldConfig:
@@ -164,7 +168,7 @@ def mineworld_config(weights: Mapping[str, Tensor], config: Mapping[str, Any] | 
     Raises:
         ValueError: if a field asks for an architecture other than this one.
     """
-    vocab_size, hidden_size = weights[MINEWORLD_LANDMARK].shape
+    vocab_size, hidden_size = weights[_MINEWORLD_LANDMARK].shape
     layer = "transformer.model.layers.0"
     sizes = {
         "num_codes": vocab_size - _NUM_WORD_IDS,
@@ -206,7 +210,7 @@ def nfd_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = (_NFD_
     """
     without_masks = {key: tensor for key, tensor in state_dict.items() if _NFD_MASK not in f".{key}"}
     roots = ("x_embedder.", "t_embedder.", "c_embedder.", "cond_embedder.", "blocks.", "final_layer.")
-    return part_of(without_masks, NFD_LANDMARK, roots, beside)
+    return part_of(without_masks, _NFD_LANDMARK, roots, beside)
 
 
 def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14, 24), **settings: Any) -> NFDConfig:
@@ -260,7 +264,7 @@ def oasis_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ()) 
             frequencies.
     """
     roots = ("x_embedder.", "t_embedder.", "spatial_rotary_emb.", "temporal_rotary_emb.", "external_cond.", "blocks.")
-    found = part_of(state_dict, OASIS_LANDMARK, (*roots, "final_layer."), beside)
+    found = part_of(state_dict, _OASIS_LANDMARK, (*roots, "final_layer."), beside)
     weights: dict[str, Tensor] = {}
     for key, tensor in found.items():
         axis = next((axis for end, axis in _OASIS_FREQUENCIES.items() if key.endswith(end)), None)
@@ -291,3 +295,30 @@ def oasis_config(
         "action_dim": weights["external_cond.weight"].shape[1],
     }
     return OasisConfig(**{**sizes, **settings})
+
+
+_READER = "rlir_agents.world_models.load_world_model('{path}')"
+
+WORLD_MODEL_KINDS: tuple[PublishedKind[MineWorld | NFD | Oasis], ...] = (
+    PublishedKind(
+        "MineWorld's transformer",
+        _MINEWORLD_LANDMARK,
+        mineworld_weights,
+        lambda weights, **fields: MineWorld(mineworld_config(weights, fields)),
+        _READER,
+    ),
+    PublishedKind(
+        "a world model of NFD's family",
+        _NFD_LANDMARK,
+        nfd_weights,
+        lambda weights, **sizes: NFD(nfd_config(weights, **sizes)),
+        _READER,
+    ),
+    PublishedKind(
+        "Oasis' transformer",
+        _OASIS_LANDMARK,
+        oasis_weights,
+        lambda weights, **sizes: Oasis(oasis_config(weights, **sizes)),
+        _READER,
+    ),
+)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlir_env.checkpoints import filled, load_foreign, load_plain_pickle, num_blocks, part_of
+from rlir_env.checkpoints import PublishedKind, filled, load_foreign, load_plain_pickle, num_blocks, part_of
 from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, GameActionSpec
 from rlir_env.inverse_dynamics.base import GameActionReading, InverseDynamicsModel
 from rlir_env.inverse_dynamics.resize import resize_like_opencv
@@ -160,6 +160,9 @@ class VPTConfig:
         return cls(**{**sizes, **settings})
 
 
+_IDM_LANDMARK = "net.conv3d_layer.layer.weight"  # by which a file is known to hold one
+
+
 def idm_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ()) -> dict[str, Tensor]:
     """The IDM's part of a file, under its own names.
 
@@ -170,7 +173,7 @@ def idm_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ()) ->
     Raises:
         ValueError: If there is no such model, or something else beside it.
     """
-    return part_of(state_dict, "net.conv3d_layer.layer.weight", ("net.", "pi_head."), beside)
+    return part_of(state_dict, _IDM_LANDMARK, ("net.", "pi_head."), beside)
 
 
 def _different(found: Mapping[str, Any], required: Mapping[str, Any]) -> list[str]:
@@ -343,3 +346,12 @@ class VPTInverseDynamics(InverseDynamicsModel):
         if log_prior is not None:
             log_probs = (log_probs + log_prior).log_softmax(-1)
         return -log_probs.gather(-1, game_action.long().unsqueeze(-1)).squeeze(-1)
+
+
+IDM_KIND: PublishedKind[VPTInverseDynamics] = PublishedKind(
+    "VPT's inverse dynamics model",
+    _IDM_LANDMARK,
+    idm_weights,
+    lambda weights, **sizes: VPTInverseDynamics(VPTConfig.from_weights(weights, **sizes)),
+    "rlir_env.inverse_dynamics.VPTInverseDynamics.from_files('4x_idm.model', '{path}')",
+)

@@ -94,6 +94,10 @@ class KLConfig:
         return self.embed_dim, height // self.stride, width // self.stride
 
 
+KL_LANDMARK = "encoder.down.0.block.0.conv1.weight"
+"""The tensor by which a file is known to hold one."""
+
+
 def kl_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("model.", "loss.")) -> dict[str, Tensor]:
     """The tokenizer's part of a file, under its own names.
 
@@ -105,7 +109,7 @@ def kl_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("model
         ValueError: If there is no such tokenizer, or something else beside it.
     """
     roots = ("encoder.", "quant_conv.", "post_quant_conv.", "decoder.")
-    return part_of(state_dict, "encoder.down.0.block.0.conv1.weight", roots, beside)
+    return part_of(state_dict, KL_LANDMARK, roots, beside)
 
 
 class KLTokenizer(LatentTokenizer):

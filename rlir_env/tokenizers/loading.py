@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
-from rlir_env.checkpoints import filled, load_foreign
+from rlir_env.checkpoints import ANYTHING, PublishedKind, filled, load_foreign
 from rlir_env.tokenizers.base import Tokenizer
-from rlir_env.tokenizers.kl import KLConfig, KLTokenizer, kl_weights
-from rlir_env.tokenizers.vit import ViTConfig, ViTTokenizer, vit_weights
-from rlir_env.tokenizers.vq import VQConfig, VQTokenizer, vq_weights
+from rlir_env.tokenizers.kl import KL_LANDMARK, KLConfig, KLTokenizer, kl_weights
+from rlir_env.tokenizers.vit import VIT_LANDMARK, ViTConfig, ViTTokenizer, vit_weights
+from rlir_env.tokenizers.vq import VQ_LANDMARK, VQConfig, VQTokenizer, vq_weights
 
-_ANYTHING = ("",)  # beside the tokenizer: its world model
-
-Build = Callable[[Mapping[str, Tensor], tuple[int, int]], Tokenizer]
-
-_KINDS: dict[Callable[..., dict[str, Tensor]], Build] = {
-    vq_weights: lambda weights, size: VQTokenizer(VQConfig.from_weights(weights, frame_size=size)),
-    kl_weights: lambda weights, size: KLTokenizer(KLConfig.from_weights(weights, frame_size=size)),
-    vit_weights: lambda weights, size: ViTTokenizer(ViTConfig.from_weights(weights, frame_size=size)),
-}
+TOKENIZER_KINDS: tuple[PublishedKind[Tokenizer], ...] = (
+    PublishedKind(
+        "MineWorld's VQ tokenizer",
+        VQ_LANDMARK,
+        vq_weights,
+        lambda weights, **sizes: VQTokenizer(VQConfig.from_weights(weights, **sizes)),
+        "rlir_env.tokenizers.VQTokenizer.from_pretrained('config.json', '{path}')",
+    ),
+    PublishedKind(
+        "a KL tokenizer of latent diffusion",
+        KL_LANDMARK,
+        kl_weights,
+        lambda weights, **sizes: KLTokenizer(KLConfig.from_weights(weights, **sizes)),
+        "rlir_env.tokenizers.KLTokenizer.from_pretrained('{path}')",
+    ),
+    PublishedKind(
+        "Oasis' ViT tokenizer",
+        VIT_LANDMARK,
+        vit_weights,
+        lambda weights, **sizes: ViTTokenizer(ViTConfig.from_weights(weights, **sizes)),
+        "rlir_env.tokenizers.ViTTokenizer.from_pretrained('{path}')",
+    ),
+)
 
 
 def load_tokenizer(path: str | Path, frame_size: tuple[int, int]) -> Tokenizer:
@@ -37,10 +48,8 @@ def load_tokenizer(path: str | Path, frame_size: tuple[int, int]) -> Tokenizer:
         ValueError: If there is none of them in the file, or its weights do not fit.
     """
     state_dict = load_foreign(path)
-    for select, build in _KINDS.items():
-        try:
-            weights = select(state_dict, beside=_ANYTHING)
-        except ValueError:  # another kind
-            continue
-        return filled(partial(build, weights, frame_size), weights)
+    for kind in TOKENIZER_KINDS:
+        if kind.is_in(state_dict):
+            weights = kind.select(state_dict, beside=ANYTHING)
+            return filled(partial(kind.build, weights, frame_size=frame_size), weights)
     raise ValueError(f"{path} holds no tokenizer that is known here: `rlir inspect {path}` says what it holds")

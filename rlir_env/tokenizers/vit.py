@@ -98,6 +98,10 @@ class ViTConfig:
         return self.latent_dim, *self.grid
 
 
+VIT_LANDMARK = "patch_embed.proj.weight"
+"""The tensor by which a file is known to hold one."""
+
+
 def vit_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ()) -> dict[str, Tensor]:
     """The tokenizer's part of a file, under its own names.
 
@@ -109,7 +113,7 @@ def vit_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ()) ->
         ValueError: If there is no such tokenizer, or something else beside it.
     """
     ends = ("patch_embed.", "enc_norm.", "quant_conv.", "post_quant_conv.", "dec_norm.", "predictor.")
-    return part_of(state_dict, "patch_embed.proj.weight", ("encoder.", "decoder.", *ends), beside)
+    return part_of(state_dict, VIT_LANDMARK, ("encoder.", "decoder.", *ends), beside)
 
 
 class ViTTokenizer(LatentTokenizer):

@@ -139,6 +139,10 @@ class VQOutput(NamedTuple):
     latents: Tensor
 
 
+VQ_LANDMARK = "quantize.embedding.weight"
+"""The tensor by which a file is known to hold one."""
+
+
 def vq_weights(
     state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("transformer.", "loss.")
 ) -> dict[str, Tensor]:
@@ -152,7 +156,7 @@ def vq_weights(
         ValueError: If there is no such tokenizer, or something else beside it.
     """
     roots = ("encoder.", "quant_conv.", "quantize.", "post_quant_conv.", "decoder.")
-    return part_of(state_dict, "quantize.embedding.weight", roots, beside)
+    return part_of(state_dict, VQ_LANDMARK, roots, beside)
 
 
 class VQTokenizer(Tokenizer):

@@ -114,6 +114,9 @@ def test_files_of_both_kinds_are_read(model: Oasis, reference: Reference, tmp_pa
     aliased["blocks.0.s_attn.rotary_emb.freqs"] = aliased["spatial_rotary_emb.freqs"] + 1
     with pytest.raises(ValueError, match="differs from other spatial frequencies"):
         oasis_weights(aliased)
+    torch.save(aliased, tmp_path / "differing.pt")
+    (part,) = read_contents(tmp_path / "differing.pt").parts
+    assert part.problem is not None and "differs from other spatial frequencies" in part.problem
     del aliased["blocks.0.s_attn.rotary_emb.freqs"], aliased["blocks.0.t_mlp.fc2.bias"]
     with pytest.raises(ValueError, match=r"missing: blocks\.0\.t_mlp\.fc2\.bias"):
         load_strict(model, oasis_weights(aliased))
