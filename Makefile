@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 RLIR   := $(VENV)/bin/rlir
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo demo-nfd test test-slow results readers settings denoising bench lint format
+.PHONY: help demo demo-nfd test test-slow results readers settings denoising bench lint format
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml
@@ -13,6 +13,9 @@ $(STAMP): pyproject.toml
 	start=$$(date +%s); \
 	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --editable '.[doom,test]'; \
 	echo $$(( $$(date +%s) - start )) > $(STAMP)
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(STAMP)  ## RLIR from the shipped base model: table, plot, videos in runs/demo
 	$(RLIR) train experiment=demo install_seconds=$$(cat $(STAMP))
@@ -24,7 +27,7 @@ test: $(STAMP)  ## everything but the slow tests
 	$(VENV)/bin/ruff check .
 	$(PYTHON) -m pytest -m "not slow"
 
-test-slow: $(STAMP)
+test-slow: $(STAMP)  ## full sizes and every dry run
 	$(PYTHON) -m pytest -m slow
 
 results: $(STAMP)  ## three seeds and the controls; hours, resumable
@@ -42,11 +45,11 @@ denoising: $(STAMP)  ## which SDE, how much noise, how many denoising steps, by 
 bench: $(STAMP)  ## tokens/s, memory, and an iteration beside its limit; minutes, on cores that are idle
 	$(PYTHON) -m benchmarks
 
-lint: $(STAMP)
+lint: $(STAMP)  ## layout, linter, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-format: $(STAMP)
+format: $(STAMP)  ## as ruff lays it out
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 VERBS = {
     "record": "play a game and record it, or validate recordings",
@@ -29,7 +30,7 @@ usage: rlir VERB [key=value ...]
 
 {verbs}
 
-rlir VERB --help lists the keys of a verb and their values.
+rlir VERB --help lists the keys of a verb and their values; rlir --version says which release this is.
 A user's mistake is reported in a line; RLIR_TRACEBACK=1 shows where it was found.
 """
 
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(_HELP.format(verbs="\n".join(f"  {name:<10}{text}" for name, text in VERBS.items())))
+        return 0
+    if verb == "--version":
+        print(f"rlir {version('rlir')}")
         return 0
     if verb not in VERBS:
         print(f"rlir: no verb {verb!r}; use one of {', '.join(VERBS)}", file=sys.stderr)

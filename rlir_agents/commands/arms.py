@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlir_agents.commands.composition import Config, compose_config
+from rlir_env.atomic_files import write_text
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,22 @@ def chosen_runs(config: Config) -> Iterator[Run]:
     for name in config["only"] or runs:
         print(f"\n{name}", flush=True)
         yield runs[name]
+
+
+def store_results(path: str | Path, finished: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write the entries of finished runs into the file of results.
+
+    What the file holds of other runs stays: a repository has the results of hours, and not the folders of their runs.
+
+    Args:
+        path: of the file.
+        finished: each with ``arm`` and ``seed``, and with ``paradigm`` where there are several.
+
+    Returns:
+        All entries of the file.
+    """
+    path = Path(path)
+    stored = json.loads(path.read_text()) if path.is_file() else []
+    entries = {(entry.get("paradigm"), entry["arm"], entry["seed"]): entry for entry in (*stored, *finished)}
+    write_text(path, json.dumps(list(entries.values()), indent=1, allow_nan=False) + "\n")
+    return list(entries.values())

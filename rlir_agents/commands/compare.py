@@ -4,8 +4,8 @@
     rlir compare seeds=[0] "overrides=['trainer.num_iterations=5']" folder=runs/try results=runs/try.json readme=null
     rlir compare only=[rlir_seed1]            # this run alone, so that several commands can share the work
 
-A run is one `rlir train` in <folder>/<arm>_seed<n>; the results hold all that are finished. The control
-`more_pretraining` takes as long as the training of `rlir` with the same seed took.
+A run is one `rlir train` in <folder>/<arm>_seed<n>. Those that are finished replace their entries in the results; those
+of other runs stay. The control `more_pretraining` takes as long as the training of `rlir` with the same seed took.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlir_agents.commands.arms import Run, all_runs, chosen_runs
+from rlir_agents.commands.arms import Run, all_runs, chosen_runs, store_results
 from rlir_agents.commands.assembly import frozen_parts
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.further_pretraining import FurtherPretraining
@@ -25,7 +25,6 @@ from rlir_agents.commands.train import Learn, train
 from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.report import beyond_control, console_table, replace_block, results_table
-from rlir_env.atomic_files import write_text
 
 _TIMED_BY, _CONTROL = "rlir", "more_pretraining"  # the arm whose training time the control gets
 
@@ -47,8 +46,7 @@ def compare(config: Config, block: str) -> None:
         if not _summary_file(chosen).is_file():
             train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
         print(console_table(_summary(chosen)), flush=True)
-        entries = _finished(config)
-        write_text(config["results"], json.dumps(entries, indent=1) + "\n")
+        entries = store_results(config["results"], _finished(config))
     table = results_table(entries)
     if config["readme"] is not None:
         replace_block(config["readme"], block, table)

@@ -3,8 +3,9 @@
     rlir study denoising                      # hours; stopped, it goes on with the same command
     rlir study denoising only=[flow_0.7_seed0]
 
-A run is one `rlir train` in <folder>/<arm>_seed<n>; the results hold all that are finished. The figures are for the
-paper's question (its Tables 9 and 10); a preset is chosen by the coach on dev prompts, with `rlir study settings`.
+A run is one `rlir train` in <folder>/<arm>_seed<n>; its results are kept as `rlir compare` keeps them. The figures are
+for the paper's question (its Tables 9 and 10); a preset is chosen by the coach on dev prompts, with `rlir study
+settings`.
 """
 
 from __future__ import annotations

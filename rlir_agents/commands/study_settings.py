@@ -6,7 +6,8 @@ Everything is read by the coach on dev prompts, so that the choice leaves judge 
     rlir study settings "+arms.kl_high=['algorithm.loss.kl_coeff=0.2']" only=[kl_high_seed0]   # an arm of your own
     rlir study settings only=[balanced_sequence_seed0]   # this run alone, so that several commands can share the work
 
-A run is one `rlir train`, without its final figures, in <folder>/<arm>_seed<n>; the results hold all that are finished.
+A run is one `rlir train`, without its final figures, in <folder>/<arm>_seed<n>; those that are finished replace their
+entries in the results, and those of other runs stay.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlir_agents.commands.arms import Run, all_runs, chosen_runs
+from rlir_agents.commands.arms import Run, all_runs, chosen_runs, store_results
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.report import read_csv_curves, replace_block, settings_entry, settings_table
@@ -26,11 +27,12 @@ from rlir_env.atomic_files import write_text
 def run(arguments: Sequence[str]) -> None:
     """Run what is missing, storing the results after each run."""
     config = compose_config("study_settings", arguments)
+    entries: list[dict[str, Any]] = []
     for chosen in chosen_runs(config):
         if not _file(chosen).is_file():
             write_text(_file(chosen), json.dumps(_figures(chosen), indent=1, allow_nan=False) + "\n")
-        write_text(config["results"], json.dumps(_finished(config), indent=1) + "\n")
-    table = settings_table(_finished(config))
+        entries = store_results(config["results"], _finished(config))
+    table = settings_table(entries)
     if config["readme"] is not None:
         replace_block(config["readme"], "settings", table)
     print(f"\n{table}\n\n{config['results']}")

@@ -34,6 +34,11 @@ def assets(tmp_path_factory) -> Path:
     return make_tiny_assets(tmp_path_factory.mktemp("world"))
 
 
+def test_it_tells_its_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("rlir 0.")
+
+
 def test_help_names_every_verb(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
@@ -242,6 +247,11 @@ def test_compare_is_resumable(assets, tmp_path, capsys):
     assert "there is no run rlir_seed7; there are rlir_seed0, more_pretraining_seed0" in capsys.readouterr().err
     assert main([*run, f"folder={tmp_path}/other", "only=[more_pretraining_seed0]"]) == 2
     assert "run rlir_seed0 first" in capsys.readouterr().err
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")  # as in a fresh clone: the results are there, their runs are not
+    assert main([*run, "only=[shuffled_actions_seed0]"]) == 0
+    kept = json.loads(results.read_text())
+    assert [kept[0], kept[1], *kept[3:]] == [entries[0], entries[1], *entries[3:]]
+    assert kept[2]["figures"] == entries[2]["figures"] and kept[2]["seconds"] != entries[2]["seconds"]
 
 
 def test_settings_are_compared_by_the_coach_on_dev_prompts(assets, tmp_path, capsys, monkeypatch):
@@ -256,7 +266,8 @@ def test_settings_are_compared_by_the_coach_on_dev_prompts(assets, tmp_path, cap
     assert entries.keys() == {"log_prob_sequence", "balanced_log_prob_framewise"}
     assert all(entry["num_videos"] == 8 and entry["num_clips"] == SPLITS["dev"] for entry in entries.values())
     one, other = entries.values()
-    assert one["psnr"]["before"] == other["psnr"]["before"] and one["psnr"]["after"] != other["psnr"]["after"]
+    assert one["psnr"]["before"] == other["psnr"]["before"]
+    assert len({path.read_bytes() for path in tmp_path.glob("runs/*/policy.safetensors")}) == 2  # they differ
     assert "`reward=log_prob`, `credit=sequence`" in readme.read_text()
     first = results.read_bytes()
     assert main(run) == 0 and results.read_bytes() == first
