@@ -18,6 +18,7 @@ _LIMIT = 16 * 2**30
 _GENERATE = """
 import resource, sys, time
 import torch
+from rlir_agents.hardware import default_autocast_dtype
 from rlir_agents.world_models import load_world_model
 from rlir_agents.world_models.decoding import generate
 
@@ -25,7 +26,7 @@ started = time.monotonic()
 model = load_world_model(sys.argv[1])
 loaded = time.monotonic()
 prompt, word = torch.zeros(1, 336, dtype=torch.long), torch.full((1, 1, 11), model.num_codes)
-code = generate(model, prompt, word, sys.argv[2], dtype=torch.bfloat16)
+code = generate(model, prompt, word, sys.argv[2], dtype=default_autocast_dtype("cpu"))
 assert code.shape == (1, 336) and code.max() < model.num_codes and len(code.unique()) > 50
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(sum(p.numel() for p in model.parameters()), loaded - started, time.monotonic() - loaded, peak)
