@@ -225,7 +225,7 @@ def test_compare_is_resumable(assets, tmp_path, capsys):
     results = tmp_path / "results.json"
     train = listed([f"world.name={assets}", *TINY_RUN])
     pretrain = listed([f"recordings.folder={tmp_path}/recordings", f"archives={tmp_path}/archives"])
-    run = ["compare", "+experiments.diffusion=doom_nfd_rlir", f"overrides={train}"]
+    run = ["compare", f"overrides={train}"]
     run += [f"more_pretraining={{mineworld: {pretrain}, nfd: {pretrain}}}", "seeds=[0]", "readme=null"]
     run += [f"folder={tmp_path}/runs", f"results={results}"]
     assert main(run) == 0
