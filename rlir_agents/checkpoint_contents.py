@@ -5,20 +5,33 @@ Nothing is built: models stand on the meta device, and tensors stay in the file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlir_agents.world_models.loading import WORLD_MODEL_KINDS
+from rlir_agents.world_models.loading import WORLD_MODEL_KINDS, WORLD_MODELS, own_weights
+from rlir_env.assets.models import IDMS, TOKENIZERS
 from rlir_env.checkpoints import ANYTHING, PublishedKind, check_weights, is_own_file, load_foreign, load_safetensors
 from rlir_env.inverse_dynamics.vpt import IDM_KIND, VPTConfig
 from rlir_env.tokenizers.loading import TOKENIZER_KINDS
 
 _KINDS: tuple[PublishedKind[Any], ...] = (*WORLD_MODEL_KINDS, *TOKENIZER_KINDS, IDM_KIND)
+_OF_TRAINING = re.compile(r"^loss\.|(^|\.)attn_mask_")  # which readers leave out: losses of tokenizers, masks of NFD
+
+# By the class that is written in our own files: what builds it from its sizes, and what reads it.
+_OWN: dict[str, tuple[Callable[[dict[str, Any]], nn.Module], str]] = {
+    **{
+        name: (build, "world_model=checkpoint world_model.path={path}, or `rlir ship` of the folder it was made in")
+        for name, build in WORLD_MODELS.items()
+    },
+    **{name: (build, "rlir_env.assets.models.read_tokenizer('{path}')") for name, build in TOKENIZERS.items()},
+    **{name: (build, "rlir_env.assets.models.read_idm('{path}')") for name, build in IDMS.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,8 @@ class FileContents:
 
     @property
     def is_readable(self) -> bool:
-        """Whether there is a model, and every model fits."""
-        return bool(self.parts) and all(part.problem is None for part in self.parts)
+        """Whether there is a model, every model fits, and nothing is left over."""
+        return bool(self.parts) and not self.unread and all(part.problem is None for part in self.parts)
 
     def to_text(self) -> str:
         """For the console."""
@@ -105,8 +118,8 @@ def read_contents(path: str | Path) -> FileContents:
             part, weights = _part(kind, state_dict, path)
             parts.append(part)
             claimed |= {tensor.data_ptr() for tensor in weights.values()}
-    unread = tuple(sorted(key for key, tensor in state_dict.items() if tensor.data_ptr() not in claimed))
-    return FileContents(path, tuple(parts), unread)
+    left = {key for key, tensor in state_dict.items() if tensor.data_ptr() not in claimed}
+    return FileContents(path, tuple(parts), tuple(sorted(key for key in left if not _OF_TRAINING.search(key))))
 
 
 def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path) -> tuple[Part, dict[str, Tensor]]:
@@ -119,6 +132,7 @@ def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path
             model = kind.build(weights)
         sizes = asdict(model.config)
         check_weights(model, weights)
+        kind.select(state_dict)  # what its own reader lets stand beside it
     except (ValueError, KeyError) as error:
         problem = f"there is no tensor {error}" if isinstance(error, KeyError) else str(error)
         return Part(kind.name, sizes, *_counts(weights), reader=None, problem=problem), weights
@@ -127,10 +141,18 @@ def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path
 
 def _own(path: Path) -> Part:
     weights, facts = load_safetensors(path)
-    name = f"{facts.get('class', 'weights')} of this package"
-    # Post-trained policies and base models alike are put among assets, or named in a config.
-    reader = f"world_model=checkpoint world_model.path={path}, or `rlir ship` of the folder it was made in"
-    return Part(name, facts.get("sizes", {}), *_counts(weights), reader=reader)
+    kind, sizes = facts.get("class", "weights"), facts.get("sizes", {})
+    name, counts = f"{kind} of this package", _counts(weights)
+    if kind not in _OWN:
+        known = ", ".join(_OWN)
+        return Part(name, sizes, *counts, reader=None, problem=f"its class is none of {known}")
+    build, reader = _OWN[kind]
+    try:
+        with torch.device("meta"):
+            check_weights(build(sizes), own_weights(weights))
+    except (ValueError, TypeError) as error:  # the latter: sizes that the class does not have
+        return Part(name, sizes, *counts, reader=None, problem=str(error))
+    return Part(name, sizes, *counts, reader=reader.format(path=path))
 
 
 def _settings(path: Path) -> Part:

@@ -134,7 +134,7 @@ def load_plain_pickle(path: str | Path) -> Any:
         if any(isinstance(place, int) and place > len(data) for place in memo):
             raise ValueError("a memo larger than the file")
         return _PlainUnpickler(io.BytesIO(data)).load()
-    except (ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, pickle.UnpicklingError) as error:
+    except Exception as error:  # bytes that are no pickle end in any of Python's errors; none has run anything
         raise ValueError(f"{path} is no pickle of plain containers: {error}") from error
 
 
@@ -259,7 +259,8 @@ def part_of(
         state_dict: Of the file.
         landmark: A tensor that all such models have, by its own name.
         roots: Beginnings of the model's own names.
-        beside: Beginnings of what else may be in the file, as it is named there, or `ANYTHING`.
+        beside: Beginnings of what else may be in the file, behind all or some of what stands before the landmark, or
+            `ANYTHING`.
 
     Raises:
         ValueError: If there is no such model, or more than one, or something that is neither its nor allowed.
@@ -270,7 +271,10 @@ def part_of(
             f"{len(prefixes)} tensors are named {landmark}, with or without something before it; expected 1"
         )
     own = tuple(prefixes[0] + root for root in roots)
-    strange = sorted(key for key in state_dict if not key.startswith((*own, *beside)))
+    words = prefixes[0].split(".")[:-1]
+    before = ("".join(f"{word}." for word in words[:count]) for count in range(len(words) + 1))
+    others = tuple(start + root for start in before for root in beside)
+    strange = sorted(key for key in state_dict if not key.startswith((*own, *others)))
     if strange:
         raise ValueError(f"{len(strange)} tensors belong to nothing that is known: {_shorten(strange)}")
     return {key.removeprefix(prefixes[0]): tensor for key, tensor in state_dict.items() if key.startswith(own)}

@@ -25,12 +25,12 @@ from rlir_env.checkpoints import (
     part_of,
 )
 
-# By the class that is written in our own files, from sizes to an untrained model.
-_BUILDERS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD | Oasis]] = {
+WORLD_MODELS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD | Oasis]] = {
     "MineWorld": lambda sizes: MineWorld(MineWorldConfig(**sizes)),
     "NFD": lambda sizes: NFD(NFDConfig(**sizes)),
     "Oasis": lambda sizes: Oasis(OasisConfig(**sizes)),
 }
+"""By the class that is written in our own files, from sizes to an untrained model."""
 
 # Tensors by which a file is known to hold a transformer of MineWorld, of NFD's family, or Oasis'.
 _MINEWORLD_LANDMARK = "transformer.model.embed_tokens.weight"
@@ -91,11 +91,14 @@ def read_world_model(path: str | Path) -> MineWorld | NFD | Oasis:
     """
     weights, facts = load_safetensors(path)
     name = facts.get("class")
-    if name not in _BUILDERS:
-        raise ValueError(f"{path} holds a {name}, no world model: give a file of {' or '.join(_BUILDERS)}")
-    # What a run leaves is a policy, and its weights are those of its world model.
-    own = {key.removeprefix("world_model."): tensor for key, tensor in weights.items()}
-    return filled(lambda: _BUILDERS[name](facts["sizes"]), own)
+    if name not in WORLD_MODELS:
+        raise ValueError(f"{path} holds a {name}, no world model: give a file of {' or '.join(WORLD_MODELS)}")
+    return filled(lambda: WORLD_MODELS[name](facts["sizes"]), own_weights(weights))
+
+
+def own_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a file of our own: what a run leaves is a policy, and they are those of its world model."""
+    return {key.removeprefix("world_model."): tensor for key, tensor in weights.items()}
 
 
 def make_mineworld(config: MineWorldConfig, weights: str | Path | None = None) -> MineWorld:
@@ -191,6 +194,7 @@ def mineworld_config(weights: Mapping[str, Tensor], config: Mapping[str, Any] | 
 
 
 # In files of NFD's family: what may stand beside the transformer, and what is not a weight.
+_NFD_ROOT = "model."  # of training files
 _NFD_TOKENIZER = "tokenizer."
 _NFD_MASK = ".attn_mask_"
 
@@ -199,7 +203,8 @@ def nfd_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = (_NFD_
     """The transformer's part of a checkpoint of NFD's family, under its own names.
 
     Training files put ``model.`` before them, and hold the tokenizer and attention masks besides. These two are left
-    out; anything else must be the transformer's.
+    out, and networks of losses and metrics outside of ``model.`` with a warning; anything else must be the
+    transformer's.
 
     Args:
         state_dict: Of the file.
@@ -210,7 +215,13 @@ def nfd_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = (_NFD_
     """
     without_masks = {key: tensor for key, tensor in state_dict.items() if _NFD_MASK not in f".{key}"}
     roots = ("x_embedder.", "t_embedder.", "c_embedder.", "cond_embedder.", "blocks.", "final_layer.")
-    return part_of(without_masks, _NFD_LANDMARK, roots, beside)
+    inside = {key: tensor for key, tensor in without_masks.items() if key.startswith((_NFD_ROOT, *beside))}
+    if not any(key.startswith(_NFD_ROOT) for key in inside):
+        return part_of(without_masks, _NFD_LANDMARK, roots, beside)
+    outside = sorted({key.split(".")[0] for key in without_masks.keys() - inside.keys()})
+    if outside:
+        warnings.warn(f"what stands outside of {_NFD_ROOT} is left out: {', '.join(outside)}", stacklevel=2)
+    return part_of(inside, _NFD_LANDMARK, roots, beside)
 
 
 def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14, 24), **settings: Any) -> NFDConfig:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from rlir_agents.checkpoint_contents import read_contents
 from rlir_agents.cli import main
-from rlir_agents.world_models import NFD, MineWorld, MineWorldConfig, NFDConfig
+from rlir_agents.world_models import NFD, MineWorld, MineWorldConfig, NFDConfig, load_world_model
 from rlir_env.assets import write_model
+from rlir_env.checkpoints import load_safetensors
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
 from rlir_env.tokenizers import KLConfig, KLTokenizer, VQConfig, VQTokenizer
 
@@ -105,6 +107,38 @@ def test_a_renamed_tensor_is_found(files, name, capsys):
     assert "can be read, see above" in printed.err
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("mineworld.ckpt", "transformer.model.embed_tokens.weight", "tensors belong to no model that is known here"),
+        ("mineworld.ckpt", "", "1 tensors belong to nothing that is known: lpips.weight"),
+        ("own.safetensors", "decoder.conv_in.weight", "missing: decoder.conv_in.weight; unexpected: renamed"),
+    ],
+    ids=["the tensor it is known by", "one too many", "one of our own"],
+)
+def test_what_no_reader_would_take_is_not_called_readable(files, name, change, expected, capsys):
+    if name == "own.safetensors":
+        weights, facts = load_safetensors(files[name])
+        weights["renamed"] = weights.pop(change)
+        save_file(weights, files[name], {"config": json.dumps(facts)})
+    else:
+        content = torch.load(files[name])
+        weights = content["state_dict"]
+        weights["renamed" if change else "lpips.weight"] = weights.pop(change) if change else torch.ones(1)
+        torch.save(content, files[name])
+    assert main(["inspect", str(files[name])]) == 2
+    assert expected in capsys.readouterr().out
+
+
+def test_a_wrapped_checkpoint_is_read(files, tmp_path):
+    """With ``model.`` before the transformer and before the tokenizer."""
+    weights = torch.load(files["mineworld.ckpt"])["state_dict"]
+    path = tmp_path / "wrapped.ckpt"
+    torch.save({f"model.{key}": tensor for key, tensor in weights.items()}, path)
+    assert read_contents(path).is_readable
+    assert load_world_model(path).config.hidden_size == LM.hidden_size
+
+
 def _runs_code(path: Path) -> None:
     path.write_bytes(b"cposix\nsystem\n(S'echo code'\ntR.")
 
@@ -122,6 +156,7 @@ def _holds_a_class(path: Path) -> None:
     ("name", "make", "message"),
     [
         ("a.model", _runs_code, "it asks for posix.system; nothing was run"),
+        ("a.model", lambda path: path.write_bytes(b"\x80\x02}}b."), "no pickle of plain containers"),
         ("a.pt", _runs_code, "cannot be read as tensors and plain containers; nothing was run"),
         ("a.pt", _holds_a_class, "nothing was run: .*Linear"),
         ("a.ckpt", _truncated, "its end is missing"),
