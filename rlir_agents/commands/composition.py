@@ -131,7 +131,7 @@ def _unknown_key(config: DictConfig, override: str) -> str | None:
     node: Any = config
     path = key.lstrip("+~").split(".")
     for depth, name in enumerate(path):
-        if not isinstance(node, DictConfig) or name not in node:
+        if not isinstance(node, DictConfig) or name not in node.keys():  # `in` denies what is still to be given
             place = ".".join(path[:depth])
             valid = ", ".join(str(key) for key in node if key != "_target_") if isinstance(node, DictConfig) else "none"
             return f"no key {key.lstrip('+~')!r}; keys of {place or 'this verb'} are {valid}"

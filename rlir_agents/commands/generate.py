@@ -1,29 +1,47 @@
-"""rlir generate: write videos to look at, with the keys that were pressed and those the coach reads back.
+r"""rlir generate: write videos to look at, with the keys that were pressed and those the coach reads back.
 
     rlir generate                             # the shipped base model beside the real continuation
     rlir generate weights=runs/demo/policy.safetensors evaluation.num_clips=4
 
-It writes <folder>/clip_01.mp4 and so on (extra: video).
+It writes <folder>/clip_01.mp4 and so on (extra: video). Or MineWorld's benchmark, for `rlir score`: every clip of a
+folder (`rlir record cut`) is continued under its own name, without the given frame, its labels beside it. What is there
+already is not made again.
+
+    rlir generate validation.folder=runs/validation folder=runs/outputs/base
+    rlir generate world=published world_model=published policy=diagonal world=300M_16f.ckpt idm=idm/ data=validation/ \
+        validation.folder=validation/ folder=runs/outputs/300M
+    rlir score videos=runs/outputs/300M labels=validation/ idm=idm/
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 
-from rlir_agents.commands.assembly import frozen_parts
-from rlir_agents.commands.composition import compose_config, describe
-from rlir_agents.commands.evaluating import load_policy, make_evaluator, sampling_choices
+import torch
+from tqdm import tqdm
+
+from rlir_agents.commands.assembly import Parts, frozen_parts
+from rlir_agents.commands.composition import Config, compose_config, describe
+from rlir_agents.commands.evaluating import load_policy, make_env, make_evaluator, sampling_choices
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.report import Panel, draw_comparison
 from rlir_agents.report.encoding import encode_mp4
+from rlir_agents.rollouts import collect
+from rlir_agents.video_makers import generator
+from rlir_env.prompts import ClipPrompts
+from rlir_env.recordings import validation_clips, write_generated_clip
 
 
 def run(arguments: Sequence[str]) -> None:
     """Generate as the overrides say."""
     config = compose_config("generate", arguments)
     parts = frozen_parts(config)
+    if config["validation"]["folder"] is not None:
+        _continue_clips(config, parts)
+        return
     settings = config["evaluation"]
     evaluator = make_evaluator(config, parts, config["split"], settings["num_clips"], {"coach": parts["idm"]})
     sampling = sampling_choices(config)[0]
@@ -44,6 +62,36 @@ def run(arguments: Sequence[str]) -> None:
 def help_text() -> str:
     """What ``rlir generate --help`` prints."""
     return f"{__doc__}\n{describe('generate')}"
+
+
+def _continue_clips(config: Config, parts: Parts) -> None:
+    """Continue the clips of a folder by one model, and write each as soon as its batch is made."""
+    settings, folder = config["validation"], Path(config["folder"])
+    clips = validation_clips(
+        settings["folder"],
+        parts["frame_size"],
+        settings["num_frames"],
+        settings["max_clips"],
+        settings["action_offset"],
+    )
+    prompts = ClipPrompts.from_clips(clips)
+    env = make_env(config, parts, prompts, min(config["evaluation"]["batch_size"], len(clips)))
+    policy = load_policy(config, parts, env, sampling_choices(config)[0])
+    make_videos = generator(env, policy, collect, config["evaluation"]["seed"])
+    missing = [place for place, clip in enumerate(clips) if not (folder / f"{clip.recording}.mp4").is_file()]
+    with torch.no_grad(), tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip") as bar:
+        for index in torch.tensor(missing, dtype=torch.long).split(env.batch_size[0]):
+            videos = make_videos(index)[:, 1:].cpu()
+            # As the published script: a pixel is truncated, not rounded.
+            frames = videos if videos.dtype == torch.uint8 else (videos.clamp(0, 1) * 255).to(torch.uint8)
+            for place, video in zip(index.tolist(), frames.permute(0, 1, 3, 4, 2).numpy(), strict=True):
+                name = clips[place].recording
+                write_generated_clip(folder / f"{name}.mp4", video, settings["frames_per_second"])
+                bar.update()
+    for clip in clips:
+        (labels,) = Path(settings["folder"]).rglob(f"{clip.recording}.jsonl")
+        shutil.copyfile(labels, folder / labels.name)
+    print(f"{folder}: {len(clips)} clips")
 
 
 def _draw(videos: dict[str, Evaluation], clip: int, slots: Sequence[str], frames_per_second: int) -> bytes:

@@ -6,10 +6,13 @@ again, and a gain by its verdict cannot tell obeying from pleasing it. The shipp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +22,17 @@ from rlir_env.assets.world import World
 from rlir_env.game_actions import MINECRAFT, ActionWord
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
 from rlir_env.prompts import ClipPrompts, PromptsBySplit
-from rlir_env.recordings import ClipSource, Recording, VPTHygiene, list_recordings, split_recordings
+from rlir_env.recordings import (
+    ClipFilter,
+    ClipSource,
+    Recording,
+    RecordingError,
+    VPTHygiene,
+    VPTIndex,
+    list_recordings,
+    split_recordings,
+)
+from rlir_env.recordings.clips import OnError
 from rlir_env.recordings.vpt_hygiene import NO_HYGIENE
 from rlir_env.tokenizers import (
     KLConfig,
@@ -32,6 +45,8 @@ from rlir_env.tokenizers import (
     VQTokenizer,
     load_tokenizer,
 )
+
+logger = logging.getLogger(__name__)
 
 _SHARES = {"train": 0.9, "dev": 0.05, "test": 0.05}
 _MODEL, _WEIGHTS = ".model", ".weights"
@@ -53,6 +68,11 @@ def load_published_world(
     frame_size: tuple[int, int] = (224, 384),
     num_frames: int = 16,
     num_prompts: Mapping[str, int] | None = None,
+    index: str | Path | None = None,
+    on_error: OnError = "skip",
+    clip_filter: ClipFilter | None = None,
+    action_offset: int = 0,
+    clips_per_recording: int = 16,
     hygiene: VPTHygiene = NO_HYGIENE,
 ) -> World:
     """The frozen components of the paper's experiment.
@@ -60,12 +80,18 @@ def load_published_world(
     Args:
         weights: A checkpoint that holds its tokenizer, as MineWorld's do and NFD's family's.
         idm: Folder of ``4x_idm.model`` and ``4x_idm.weights``, or one of the two files.
-        data: Folder of recordings in VPT's format.
+        data: Folder of recordings in VPT's format, or of folders of them; with ``train``, ``dev`` and ``test`` below
+            it, or split by a hash of names.
         tokenizer: ``"tokenizer"`` for MineWorld's ids, anything else for latents.
         tokenizer_weights: A file of its own for the tokenizer, as Oasis' is; None looks for it in the checkpoint.
         frame_size: (H, W).
         num_frames: F.
         num_prompts: At most so many clips by split; by default 2,048 to train on, 256 of the others.
+        index: One of VPT's index files, of which ``data`` holds recordings; None takes every recording of the folder.
+        on_error: ``"skip"`` leaves broken recordings out, with a warning; ``"raise"`` stops at the first.
+        clip_filter: Which windows are dropped; None for the paper's. ``ClipFilter.keep_all()`` for a validation set.
+        action_offset: As in `ClipSource`.
+        clips_per_recording: Of a recording at most so many, or as many as it takes for ``num_prompts``.
         hygiene: What is mended while reading; for VPT's own recordings.
 
     Raises:
@@ -80,16 +106,17 @@ def load_published_world(
     if isinstance(coder, LatentTokenizer) != (tokenizer != "tokenizer"):
         wanted = "ids (paradigm=autoregressive)" if tokenizer == "tokenizer" else "latents (paradigm=diffusion)"
         raise ValueError(f"world={weights} holds a {type(coder).__name__}, but the experiment is for {wanted}")
-    videos = _recordings_by_split(data)
+    videos = _recordings_by_split(data, index)
     counts = dict.fromkeys(SPLITS, 256) | {"train": 2048} | dict(num_prompts or {})
-    makers = {
-        split: partial(
-            _cut, ClipSource(paths, (height, width), num_frames, hygiene=hygiene), counts[split], f"{data}: no {split}"
+    settings: dict[str, Any] = {"clip_filter": clip_filter, "on_error": on_error, "hygiene": hygiene}
+    makers = {}
+    for split, paths in videos.items():
+        most = max(clips_per_recording, math.ceil(counts[split] / max(1, len(paths))))
+        source = ClipSource(
+            paths, (height, width), num_frames, action_offset=action_offset, clips_per_recording=most, **settings
         )
-        for split, paths in videos.items()
-    }
-    tracks = [Recording(video, hygiene).actions().slots for video in videos["train"]]
-    played = np.concatenate(tracks) if tracks else np.zeros((0, MINECRAFT.num_slots), int)
+        makers[split] = partial(_cut, source, counts[split], f"{data}: no {split}")
+    played = _played(videos["train"], on_error, hygiene)
     return World(
         tokenizer=coder.eval().requires_grad_(False),
         coach=published_idm(idm),
@@ -130,8 +157,23 @@ def _black_clip(frame_size: tuple[int, int], num_frames: int) -> ClipPrompts:
     return ClipPrompts(torch.zeros(1, num_frames, 3, *frame_size, dtype=torch.uint8), slots, words)
 
 
-def _recordings_by_split(folder: str | Path) -> dict[str, list[Path]]:
+def _played(videos: Sequence[Path], on_error: OnError, hygiene: VPTHygiene) -> np.ndarray:
+    """Slots of every line of recordings, long ``[N, S]``."""
+    tracks = [np.zeros((0, MINECRAFT.num_slots), int)]
+    for video in videos:
+        try:
+            tracks.append(Recording(video, hygiene).actions().slots)
+        except RecordingError as error:
+            if on_error == "raise":
+                raise
+            logger.warning("left out: %s", error)
+    return np.concatenate(tracks)
+
+
+def _recordings_by_split(folder: str | Path, index: str | Path | None) -> dict[str, list[Path]]:
     """The subfolders ``train``, ``dev`` and ``test``, or else parts of the recordings by a hash of their names."""
+    if index is not None:
+        return split_recordings(VPTIndex.read(index).local(folder), _SHARES)
     parts = {split: Path(folder) / split for split in SPLITS}
     if all(part.is_dir() for part in parts.values()):
         return {split: list_recordings(part) for split, part in parts.items()}

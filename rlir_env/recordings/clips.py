@@ -36,7 +36,7 @@ def check_on_error(on_error: str) -> None:
 
 
 class Clip(NamedTuple):
-    """A window of a recording; game action j is its line j and acts between frames j and j+1.
+    """A window of a recording; game action j acts between frames j and j+1: its line j, unless the source says else.
 
     Attributes:
         frames: uint8 ``[F, 3, H, W]``.
@@ -147,6 +147,8 @@ class ClipSource:
         cancel_conflicts: bool = True,
         on_error: OnError = "raise",
         hygiene: VPTHygiene = NO_HYGIENE,
+        action_offset: int = 0,
+        clips_per_recording: int | None = None,
     ) -> None:
         """Describe the clips.
 
@@ -159,10 +161,19 @@ class ClipSource:
             cancel_conflicts: see :func:`~rlir_env.game_actions.event_to_env_action`.
             on_error: ``"skip"`` leaves broken recordings out, as a whole, and lists them in ``report``.
             hygiene: what is mended while reading; for VPT's own recordings.
+            action_offset: the line that leads from frame j to frame j+1 is ``j + action_offset``: 0 in recordings of
+                VPT, 1 in MineWorld's benchmark, which makes frame j from line j.
+            clips_per_recording: at most so many of a recording, drawn from all of its clips by the seed of the pass;
+                None takes all. A few clips of many recordings show more than all of a few.
 
         Raises:
-            ValueError: for a window of less than two frames, a stride below 1, another on_error.
+            ValueError: for a window of less than two frames, a stride or number of clips below 1, another offset or
+                on_error.
         """
+        if action_offset not in (0, 1):
+            raise ValueError(f"action_offset={action_offset}: use 0 (VPT's recordings) or 1 (MineWorld's benchmark)")
+        if clips_per_recording is not None and clips_per_recording < 1:
+            raise ValueError(f"clips_per_recording={clips_per_recording}: use at least 1, or None for all")
         if num_frames < 2 or (stride is not None and stride < 1):
             raise ValueError(f"num_frames={num_frames}, stride={stride}: use at least 2 and 1")
         check_on_error(on_error)
@@ -174,6 +185,8 @@ class ClipSource:
         self.cancel_conflicts = cancel_conflicts
         self.on_error = on_error
         self.hygiene = hygiene
+        self.action_offset = action_offset
+        self.clips_per_recording = clips_per_recording
         self.report = ClipReport()
 
     def iterate(self, shuffle_seed: int | None = None, buffer: int = 256) -> Iterator[Clip]:
@@ -190,29 +203,38 @@ class ClipSource:
         self.report = ClipReport()
         paths = list(self.paths)
         if shuffle_seed is None:
-            yield from self._clips(paths)
+            yield from self._clips(paths, seed=0)
         else:
             rng = random.Random(shuffle_seed)
             rng.shuffle(paths)
-            yield from _shuffled(self._clips(paths), rng, buffer)
+            yield from _shuffled(self._clips(paths, shuffle_seed), rng, buffer)
         level = logging.WARNING if self.report.problems else logging.INFO
         logger.log(level, "%s", self.report.to_text())
 
-    def _clips(self, paths: Iterable[Path]) -> Iterator[Clip]:
+    def _clips(self, paths: Iterable[Path], seed: int) -> Iterator[Clip]:
         for path in paths:
-            sound = self._sound(path) if self.on_error == "skip" else self._clips_of(path, self.report)
-            yield from sound
+            yield from self._sound(path, seed) if self.on_error == "skip" else self._some_of(path, seed, self.report)
 
-    def _sound(self, path: Path) -> list[Clip]:
+    def _sound(self, path: Path, seed: int) -> list[Clip]:
         """All clips of a recording; none, and a problem in the report, if it is broken anywhere."""
         part = ClipReport()
         try:
-            clips = list(self._clips_of(path, part))
+            clips = list(self._some_of(path, seed, part))
         except RecordingError as error:
             self.report.problems.append(str(error))
             return []
         self.report.add(part)
         return clips
+
+    def _some_of(self, path: Path, seed: int, report: ClipReport) -> Iterable[Clip]:
+        """The clips of a recording, or some of them."""
+        if self.clips_per_recording is None:
+            return self._clips_of(path, report)
+        part = ClipReport()
+        drawn = _drawn(self._clips_of(path, part), self.clips_per_recording, random.Random(f"{seed}:{path.stem}"))
+        part.num_clips = len(drawn)
+        report.add(part)
+        return drawn
 
     def _clips_of(self, path: Path, report: ClipReport) -> Iterator[Clip]:
         recording = Recording(path, self.hygiene)
@@ -228,7 +250,8 @@ class ClipSource:
             start = index - self.num_frames + 1
             if start < 0 or start % self.stride:
                 continue
-            lines, actions = slice(start, index + 1), slice(start, index)
+            lines = slice(start, index + 1)
+            actions = slice(start + self.action_offset, index + self.action_offset)
             broken = self.clip_filter.reject(
                 track.is_gui[lines], track.is_null[lines], np.array(change), self.num_frames
             )
@@ -291,6 +314,17 @@ def _has_long_run(flags: np.ndarray, window: int, longest: int | None) -> np.nda
     run = longest + 1
     is_run = np.lib.stride_tricks.sliding_window_view(flags, run).all(axis=-1)
     return np.asarray(np.lib.stride_tricks.sliding_window_view(is_run, window - run + 1).any(axis=-1))
+
+
+def _drawn(clips: Iterable[Clip], count: int, rng: random.Random) -> list[Clip]:
+    """``count`` of the clips, each as likely as any other, in their order; no more are held at once."""
+    held: list[Clip] = []
+    for seen, clip in enumerate(clips):
+        if len(held) < count:
+            held.append(clip)
+        elif (place := rng.randrange(seen + 1)) < count:
+            held[place] = clip
+    return sorted(held, key=lambda clip: clip.start)
 
 
 def _shuffled(clips: Iterable[Clip], rng: random.Random, buffer: int) -> Iterator[Clip]:

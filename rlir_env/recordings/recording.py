@@ -11,6 +11,7 @@ Letters: N frames, S slots, A word length, H and W the frame size.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -76,14 +77,17 @@ def read_options(path: str | Path) -> dict[str, Any]:
 
 
 def list_recordings(folder: str | Path) -> list[Path]:
-    """The videos of a folder in the order of their names.
+    """The videos of a folder in the order of their names; where it has none, those of the folders below it.
 
     Raises:
-        RecordingError: if there are none.
+        RecordingError: if there are none, or two of one name.
     """
-    paths = sorted(Path(folder).glob("*.mp4"))
+    paths = sorted(Path(folder).glob("*.mp4")) or sorted(Path(folder).rglob("*.mp4"))
     if not paths:
         raise RecordingError(f"{folder}: no recordings here (<name>.mp4 with <name>.jsonl)")
+    twice = next((stem for stem, count in Counter(path.stem for path in paths).items() if count > 1), None)
+    if twice is not None:
+        raise RecordingError(f"{folder}: several recordings are named {twice}; give one of the folders below it")
     return paths
 
 
@@ -183,12 +187,16 @@ class Recording:
             raise self._broken_video(f"{num_decoded} of {self.num_frames} frames")
 
     def events(self) -> list[dict[str, Any]]:
-        """The lines of the events file as they are.
+        """The lines of the events file as they are; of a file of env actions no more than there are frames.
+
+        MineWorld's validation clips may have lines of what came behind their last frame.
 
         Raises:
             RecordingError: if a line is not a JSON object or if there is not one line a frame.
         """
         events = read_events(self.events_path)
+        if all("ESC" in event for event in events):
+            events = events[: self.num_frames]
         if len(events) != self.num_frames:
             raise RecordingError(
                 f"{self.events_path}: {len(events)} lines for the {self.num_frames} frames of "

@@ -105,9 +105,9 @@ def validate_folder(folder: str | Path) -> FolderReport:
             report.add(Recording(path))
         except RecordingError as error:
             report.problems.append(str(error))
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(folder.rglob("*.jsonl")):
         if not path.with_suffix(".mp4").exists():
             report.problems.append(f"{path}: no video beside it")
-    for path in sorted(folder.glob("*.part")):
+    for path in sorted(folder.rglob("*.part")):
         report.problems.append(f"{path}: left by a writer that was stopped; delete it")
     return report

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from rlir_env.game_actions import EnvAction
-from rlir_env.recordings.clips import Clip, ClipSource
-from rlir_env.recordings.recording import Recording, RecordingError
+from rlir_env.recordings.clips import Clip, ClipFilter, ClipSource
+from rlir_env.recordings.recording import Recording, RecordingError, import_av, list_recordings
 from rlir_env.recordings.writer import RecordingWriter
 
 _CRF = 16
@@ -55,3 +57,50 @@ def write_validation_clips(source: ClipSource, folder: str | Path, num_clips: in
     if written < 0:
         raise RecordingError(f"no clip of {source.num_frames} frames ({source.report.to_text()})")
     return written + 1
+
+
+def validation_clips(
+    folder: str | Path, frame_size: tuple[int, int], num_frames: int = 16, max_clips: int = 500, action_offset: int = 0
+) -> list[Clip]:
+    """The clips of a folder in MineWorld's layout, one a video, from its first frame.
+
+    Args:
+        folder: Of ``<name>.mp4`` and ``<name>.jsonl``.
+        frame_size: (H, W) to resize to.
+        num_frames: F; of longer videos the first ones.
+        max_clips: The first so many, by name.
+        action_offset: As in `ClipSource`.
+
+    Raises:
+        ValueError: if there are none, or one is broken or too short.
+    """
+    clips = []
+    for path in list_recordings(folder)[:max_clips]:
+        source = ClipSource([path], frame_size, num_frames, None, ClipFilter.keep_all(), action_offset=action_offset)
+        clip = next(source.iterate(), None)
+        if clip is None:
+            raise RecordingError(f"{path}: fewer than {num_frames} frames; give a smaller validation.num_frames")
+        clips.append(clip)
+    return clips
+
+
+def write_generated_clip(path: str | Path, frames: np.ndarray, fps: int = 6) -> None:
+    """Write generated frames as MineWorld's script does, with OpenCV's ``mp4v``: what is measured has been through it.
+
+    Args:
+        path: Ends in ``.mp4``; it appears when it is whole.
+        frames: uint8 ``[n, H, W, 3]``, RGB, without the given one.
+        fps: Frames per second.
+    """
+    path, (_, height, width, _) = Path(path), frames.shape
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    av = import_av()
+    with av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.bit_rate, stream.gop_size = fps * height * width, 12  # OpenCV's
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
+    part.replace(path)

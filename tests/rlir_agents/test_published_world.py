@@ -16,9 +16,10 @@ from rlir_agents.world_models import NFD, MineWorld, MineWorldConfig, NFDConfig,
 from rlir_env.assets import load_published_world, published_idm
 from rlir_env.checkpoints import load_foreign
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics
+from rlir_env.recordings import ClipFilter
 from rlir_env.tokenizers import KLConfig, KLTokenizer, ViTConfig, ViTTokenizer, VQConfig, VQTokenizer
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
 
 FRAME_SIZE, NUM_FRAMES = (32, 64), 4
 # Stride 16, as published: 2 x 4 codes a frame. The group norms have the published 32 groups.
@@ -145,6 +146,55 @@ def test_scores_and_labels_take_the_same_path(files, tmp_path, capsys):
     capsys.readouterr()
     assert main(["record", "label", str(video), f"idm={tmp_path}", f"folder={tmp_path / 'new'}", "device=cpu"]) == 2
     assert "holds 0 files *.weights" in capsys.readouterr().err
+
+
+def test_benchmark_from_recordings_to_scores(files, tmp_path, capsys):
+    """Clips are cut, continued by a published model, and scored, as the original scripts do."""
+    size = f"[{FRAME_SIZE[0]},{FRAME_SIZE[1]}]"
+    clips, outputs = tmp_path / "validation", tmp_path / "outputs"
+    cut = [f"folder={clips}", f"frame_size={size}", "num_frames=4", "num_clips=3", "clip_filter.max_null_run=null"]
+    assert main(["record", "cut", str(files / "data" / "train"), *cut]) == 0
+    make = ["generate", "world=published", "world_model=published", "policy=diagonal", f"world={files}/mineworld.ckpt"]
+    make += [f"idm={files}/idm", f"data={clips}", f"world.frozen.frame_size={size}", "device=cpu", "num_threads=1"]
+    make += [f"validation.folder={clips}", "validation.num_frames=4", "evaluation.batch_size=2", f"folder={outputs}"]
+    assert main(make) == 0
+    names = sorted(path.name for path in clips.iterdir())
+    assert len(names) == 6 and sorted(path.name for path in outputs.iterdir()) == names
+    with av.open(str(outputs / "clip_0.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "mpeg4" and stream.average_rate == 6 and stream.frames == 3
+    first = {name: (outputs / name).read_bytes() for name in names}
+    (outputs / "clip_1.mp4").unlink()
+    assert main(make) == 0  # only what is missing is made, and from its own noise
+    assert {name: (outputs / name).read_bytes() for name in names} == first
+    other = tmp_path / "other"
+    assert main([*make, "validation.action_offset=1", f"folder={other}"]) == 0
+    assert any((other / name).read_bytes() != first[name] for name in names if name.endswith(".mp4"))
+    score = [f"videos={outputs}", f"labels={clips}", f"idm={files}/idm", "num_frames=3", f"metrics={tmp_path}/metrics"]
+    assert main(["score", *score, "device=cpu"]) == 0
+    (row,) = csv.DictReader((tmp_path / "metrics" / "latest_metrics.csv").read_text().splitlines())
+    assert row["experiment"] == "outputs" and 0 < float(row["f1_macro"]) < 1 and 0 < float(row["psnr"]) < 40
+    assert main([*make, "validation.num_frames=9", f"folder={other}"]) == 2
+    assert "fewer than 9 frames" in capsys.readouterr().err
+
+
+def test_recordings_of_vpt_may_lie_deep_and_be_broken(files, tmp_path, caplog):
+    settings = {"frame_size": FRAME_SIZE, "num_frames": NUM_FRAMES}
+    for seed in range(8):
+        write_gameplay(tmp_path / "data" / str(seed), 16, seed)
+        for file in (tmp_path / "data" / str(seed)).iterdir():
+            file.rename(file.with_name(f"{seed}{file.suffix}"))
+    lines = (tmp_path / "data" / "3" / "3.jsonl").read_text().splitlines()
+    (tmp_path / "data" / "3" / "3.jsonl").write_text("\n".join(lines[:-1]))
+    paths = files / "mineworld.ckpt", files / "idm", tmp_path / "data"
+    found = load_published_world(*paths, **settings).prompts["train"].num_prompts
+    assert 16 <= found <= 7 * 4  # four clips of each, but for the broken one and those of other splits
+    assert "15 lines for the 16 frames" in caplog.text
+    with pytest.raises(ValueError, match="15 lines for the 16 frames"):
+        load_published_world(*paths, on_error="raise", **settings)
+    strict = ClipFilter(max_static_run=0, max_null_run=0, static_threshold=255)  # every picture stands still
+    with pytest.raises(ValueError, match="dropped windows: .* static"):
+        load_published_world(*paths, clip_filter=strict, **settings).prompts["train"]
 
 
 def test_recordings_are_split_by_folder_or_by_name(files, tmp_path):

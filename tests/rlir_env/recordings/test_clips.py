@@ -35,6 +35,20 @@ def test_a_clip_holds_its_frames_and_the_actions_between_them(record, event):
     assert clip.game_action_word[:, 8].tolist() == [6, 66, 6]
 
 
+def test_the_line_behind_a_frame_can_be_the_one_that_makes_it(record, event):
+    path = record(events=[event(jump=1 - t % 2) for t in range(20)])
+    (clip, *_) = ClipSource([path], SIZE, num_frames=4, action_offset=1).iterate()
+    assert clip.game_action[:, 5].tolist() == [0, 1, 0]  # lines 1, 2, 3
+
+
+def test_some_clips_of_many_recordings(record):
+    source = ClipSource([record(name) for name in "abcd"], SIZE, num_frames=2, clips_per_recording=3)
+    drawn = starts(source, shuffle_seed=1)
+    assert sorted(name for name, _ in drawn) == sorted("abcd" * 3) and source.report.num_clips == 12
+    assert len(set(drawn)) == 12 and drawn == starts(source, shuffle_seed=1) != starts(source, shuffle_seed=2)
+    assert {start for _, start in drawn} - {0, 2, 4}  # not the first of each
+
+
 def test_windows_are_disjoint_by_default(record):
     assert starts(ClipSource([record()], SIZE, num_frames=5)) == [("a", s) for s in (0, 5, 10, 15)]
 
@@ -150,7 +164,10 @@ def test_a_recording_that_turns_out_broken_later_gives_no_clip(record, damage, s
     assert report.num_dropped == {}
 
 
-@pytest.mark.parametrize("options", [{"num_frames": 1}, {"stride": 0}, {"on_error": "ignore"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"num_frames": 1}, {"stride": 0}, {"on_error": "ignore"}, {"action_offset": 2}, {"clips_per_recording": 0}],
+)
 def test_bad_arguments(options):
     with pytest.raises(ValueError, match="use"):
         ClipSource([], SIZE, **options)

@@ -187,6 +187,26 @@ def test_frame_and_line_counts_must_agree(record):
         Recording(path).actions()
 
 
+def test_env_actions_may_go_on_behind_the_last_frame(record):
+    path = record(events=[{"ESC": 0, "camera": [0, 0], "jump": t % 2} for t in range(20)])
+    before = Recording(path).actions().slots
+    with path.with_suffix(".jsonl").open("a") as file:
+        file.write('{"ESC": 0, "camera": [0, 0]}\n')
+    np.testing.assert_array_equal(Recording(path).actions().slots, before)
+
+
+def test_recordings_lie_in_a_folder_or_below_it(record, tmp_path):
+    paths = [record("a"), record("b")]
+    assert list_recordings(tmp_path) == paths
+    for folder, path in zip(("1", "2"), paths, strict=True):
+        (tmp_path / folder).mkdir()
+        path.rename(tmp_path / folder / path.name)
+    assert [path.name for path in list_recordings(tmp_path)] == ["a.mp4", "b.mp4"]
+    (tmp_path / "2" / "b.mp4").rename(tmp_path / "2" / "a.mp4")
+    with pytest.raises(RecordingError, match="several recordings are named a"):
+        list_recordings(tmp_path)
+
+
 def test_events_that_are_not_text(record):
     path = record()
     path.with_suffix(".jsonl").write_bytes(b"\xff\xfe\x00")
