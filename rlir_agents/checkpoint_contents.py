@@ -46,6 +46,7 @@ class Part:
         dtypes: In which they are stored.
         reader: What reads it; None for settings and for what does not fit.
         problem: Why it cannot be read; None if every tensor fits.
+        untold: Of the sizes those that are not in the file.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Part:
     dtypes: tuple[str, ...]
     reader: str | None
     problem: str | None = None
+    untold: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class FileContents:
             if part.num_tensors:
                 types = ", ".join(part.dtypes)
                 lines.append(f"  {part.num_tensors} tensors, {part.num_parameters:,} parameters in {types}")
-            lines += [f"  {key}: {value}" for key, value in part.sizes.items()]
+            for key, value in part.sizes.items():
+                lines.append(f"  {key}: {value}{' (as published; no weight tells)' if key in part.untold else ''}")
             if part.problem is None and part.num_tensors:
                 lines.append("  every tensor of the model is in the file, and has its shape")
             lines.append(f"  does not fit: {part.problem}" if part.problem else f"  read it with {part.reader}")
@@ -102,10 +105,10 @@ def read_contents(path: str | Path) -> FileContents:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, or neither weights nor settings.
+        ValueError: if it is a folder, or damaged, or neither weights nor settings.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".model":
         return FileContents(path, (_settings(path),))
@@ -126,17 +129,29 @@ def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path
     """What is to be said of one model, and its weights."""
     weights: dict[str, Tensor] = {}
     sizes: dict[str, Any] = {}
+    told: dict[str, Any] = {}
     try:
         weights = kind.select(state_dict, beside=ANYTHING)
+        told = _told_beside(kind, path)
         with torch.device("meta"):
-            model = kind.build(weights)
+            model = kind.build(weights, **told)
         sizes = asdict(model.config)
         check_weights(model, weights)
         kind.select(state_dict)  # what its own reader lets stand beside it
     except (ValueError, KeyError) as error:
         problem = f"there is no tensor {error}" if isinstance(error, KeyError) else str(error)
         return Part(kind.name, sizes, *_counts(weights), reader=None, problem=problem), weights
-    return Part(kind.name, sizes, *_counts(weights), reader=kind.reader.format(path=path)), weights
+    reader, untold = kind.reader.format(path=path, stem=path.with_suffix("")), tuple(set(kind.untold) - told.keys())
+    return Part(kind.name, sizes, *_counts(weights), reader=reader, untold=untold), weights
+
+
+def _told_beside(kind: PublishedKind[Any], path: Path) -> dict[str, Any]:
+    """What VPT's settings beside its weights tell of sizes that the weights do not."""
+    settings = path.with_suffix(".model")
+    if kind is not IDM_KIND or not settings.is_file():
+        return {}
+    config = asdict(VPTConfig.from_file(settings))
+    return {name: config[name] for name in kind.untold}
 
 
 def _own(path: Path) -> Part:
@@ -157,7 +172,8 @@ def _own(path: Path) -> Part:
 
 def _settings(path: Path) -> Part:
     config = VPTConfig.from_file(path)
-    reader = f"rlir_env.inverse_dynamics.VPTInverseDynamics.from_files('{path}', '4x_idm.weights')"
+    weights = path.with_suffix(".weights")
+    reader = f"rlir_env.inverse_dynamics.VPTInverseDynamics.from_files('{path}', '{weights}')"
     return Part("settings of VPT's inverse dynamics model", asdict(config), 0, 0, (), reader)
 
 

@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rlir {verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        outlook = "; the same command goes on where it was" if verb in _RESUMABLE else ""
+        is_kept = verb in _RESUMABLE and "trainer.dry_run=true" not in rest
+        outlook = "; the same command goes on from its last checkpoint" if is_kept else ""
         print(f"\nrlir {verb}: stopped{outlook}", file=sys.stderr)
         return 130
     return 0

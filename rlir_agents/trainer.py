@@ -158,6 +158,12 @@ class Trainer:
             self._score(rollout)
             self.advantage(rollout)
         figures = rollout_health(rollout, self.breakdown_names)
+        if self.iteration == 0 and figures["train/groups_without_spread"] == 1:
+            warnings.warn(
+                "all siblings were paid alike, so there is nothing to learn: take a finer reward (reward=log_prob is "
+                "the finest), a larger group_size, or a reader that can read",
+                stacklevel=2,
+            )
         if self._diagnose is not None and (self.iteration == 0 or self._is_evaluation_due(self.iteration + 1)):
             with self._watch("diagnose"):
                 figures |= self._diagnose(rollout)

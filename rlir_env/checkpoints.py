@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,6 +104,8 @@ def load_foreign(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, holds pickled code, which is not run, or no state dict.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name the file in it")
     if Path(path).suffix == ".safetensors":
         with _open_safetensors(path) as file:
             return _own_names(_mapped_tensors(file))
@@ -160,16 +163,19 @@ def _mapped_tensors(file: Any) -> dict[str, Tensor]:
 
 def _read_torch_file(path: str | Path) -> Any:
     with open(path, "rb") as file:
-        is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+        start = file.read(len(_ZIP_MAGIC))
+    if not start:
+        raise ValueError(f"{path} is empty")
+    is_zip = start == _ZIP_MAGIC
     if is_zip and not zipfile.is_zipfile(path):  # its directory stands at the end
         raise ValueError(f"{path} is no complete file of torch.save: its end is missing")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)  # older files are one stream
     except Exception as error:  # whatever the bytes of a file that is none make the unpickler stumble over
-        reason = next((line for line in str(error).splitlines() if "WeightsUnpickler error" in line), repr(error))
-        raise ValueError(
-            f"{path} cannot be read as tensors and plain containers; nothing was run: {reason.strip().rstrip(':')}"
-        ) from error
+        # Of torch's words only what it stumbled over: it goes on to recommend a way to run what the file holds.
+        found = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
+        reason = f": it asks for {found[1] or found[2]}" if found else ""
+        raise ValueError(f"{path} cannot be read as tensors and plain containers; nothing was run{reason}") from error
 
 
 def _is_state_dict(content: Any) -> bool:
@@ -298,7 +304,8 @@ class PublishedKind(Generic[Module]):
         landmark: A tensor that only such models have.
         select: From a state dict, and ``beside`` as in `part_of`, to the model's weights under its own names.
         build: From these weights, and sizes that no weight tells, to the model.
-        reader: Code that reads it, with ``{path}`` for the file.
+        reader: Code that reads it, with ``{path}`` for the file, and ``{stem}`` for it without its suffix.
+        untold: Sizes that no weight tells, by name: unless they are given they are the published ones.
     """
 
     name: str
@@ -306,6 +313,7 @@ class PublishedKind(Generic[Module]):
     select: Callable[..., dict[str, Tensor]]
     build: Callable[..., Module]
     reader: str
+    untold: tuple[str, ...] = ()
 
     def is_in(self, state_dict: Mapping[str, Tensor]) -> bool:
         """Whether the file holds one."""

@@ -17,7 +17,8 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 
 Config = dict[str, Any]
 
-_FILES = ("world", "tokenizer", "idm", "data")
+FILES = ("world", "tokenizer", "idm", "data")
+"""Keys of `rlir train` and its kin that name files of others."""
 
 
 def config_folder() -> Path:
@@ -48,7 +49,7 @@ def compose_dry_run(overrides: Sequence[str]) -> tuple[Config, bool]:
     """
     shapes = list(_compose("train", overrides)["dry_run"])
     if shapes:
-        overrides = [override for override in overrides if override.partition("=")[0] not in _FILES]
+        overrides = [override for override in overrides if override.partition("=")[0] not in FILES]
     return compose_config("train", [*overrides, *shapes]), bool(shapes)
 
 
@@ -71,7 +72,7 @@ def _is_used(root: Path, group: Path) -> bool:
 
 
 def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
-    overrides = [_of_file(override) for override in overrides]
+    overrides = [_of_file(verb, override) for override in overrides]
     with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
         try:
             return compose(verb, overrides)
@@ -79,12 +80,14 @@ def _compose(verb: str, overrides: Sequence[str]) -> DictConfig:
             raise ValueError(_explain(verb, overrides, error)) from error
 
 
-def _of_file(override: str) -> str:
+def _of_file(verb: str, override: str) -> str:
     """``world=PATH``, ``tokenizer=PATH``, ``idm=PATH`` and ``data=PATH`` name files of others (``files``)."""
     key, _, value = override.partition("=")
-    is_option = (config_folder() / key / f"{value}.yaml").is_file()
-    if key not in _FILES or is_option or not ("/" in value or Path(value).exists()):
+    if key not in FILES or (config_folder() / key / f"{value}.yaml").is_file():
         return override
+    is_group = _is_used(config_folder() / f"{verb}.yaml", config_folder() / key)
+    if is_group and not ("/" in value or Path(value).exists()):
+        return override  # an option that there is not
     quoted = value.replace("'", "\\'")
     return f"files.{key}='{quoted}'"
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from rlir_agents.commands.assembly import Parts, world_parts
 from rlir_agents.commands.building import build
-from rlir_agents.commands.composition import Config, compose_dry_run
+from rlir_agents.commands.composition import FILES, Config, compose_dry_run
 from rlir_agents.dry_run import Batch, Estimate, Meter, estimate_table, hollow, policy_phases, reward_phase
 from rlir_agents.hardware import choose_autocast_dtype
 from rlir_agents.world_models.low_rank import add_low_rank
@@ -28,6 +28,10 @@ _CPU = torch.device("cpu")
 def run(arguments: Sequence[str]) -> None:
     """Print the estimate for `rlir train` with these overrides."""
     config, has_shapes = compose_dry_run(arguments)
+    build(config["trainer"], {}, "trainer")  # what a trainer would refuse
+    files = [argument for argument in arguments if argument.partition("=")[0] in FILES]
+    if has_shapes and files:
+        print(f"counted for the published shapes; nothing is read of {', '.join(files)}")
     print(estimate_table(estimate(config, has_shapes)))
 
 

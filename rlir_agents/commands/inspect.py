@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> None:
     print("\n\n".join(one.to_text() for one in contents))
     unreadable = [str(one.path) for one in contents if not one.is_readable]
     if unreadable:
-        raise ValueError(f"no model of {', '.join(unreadable)} can be read, see above")
+        raise ValueError(f"not all of {', '.join(unreadable)} can be read, see above")
 
 
 def help_text() -> str:

@@ -24,6 +24,7 @@ from rlir_agents.commands.composition import compose_config, describe
 from rlir_agents.report.tables import align, number
 from rlir_env.atomic_files import write_text
 from rlir_env.metrics import compare_folder, score_folder
+from rlir_env.recordings import list_recordings
 
 _VISUAL = ("fvd", "lpips", "ssim", "psnr")
 _FOLLOWING = tuple(f"{name}_{average}" for average in ("micro", "macro") for name in ("precision", "recall", "f1"))
@@ -35,7 +36,16 @@ def run(arguments: Sequence[str]) -> None:
     config = compose_config("score", arguments)
     if config["num_threads"] is not None:
         torch.set_num_threads(config["num_threads"])
+    limits = {"num_frames": 1, "max_clips": 1, "first_line": 0}
+    too_small = [f"{key} at least {least}" for key, least in limits.items() if config[key] < least]
+    if too_small:
+        raise ValueError(f"give {', '.join(too_small)}")
     name, folder = config["run"] or Path(config["videos"]).name, Path(config["metrics"])
+    references = Path(config["references"] or config["labels"])
+    names = [video.name for video in list_recordings(config["videos"])[: config["max_clips"]]]
+    are_there = [name for name in names if (references / name).is_file()] == names
+    if not are_there and config["references"] is not None:
+        raise ValueError(f"references={references}: there are not all of {', '.join(names[:3])}, ...")
     following = score_folder(
         config["videos"],
         config["labels"],
@@ -44,8 +54,10 @@ def run(arguments: Sequence[str]) -> None:
         first_line=config["first_line"],
         max_clips=config["max_clips"],
     )
-    references = config["references"] or config["labels"]
-    visual = compare_folder(config["videos"], references, config["num_frames"], config["max_clips"])
+    visual: dict[str, Any] = {}
+    if are_there:
+        counts = config["num_frames"], config["max_clips"], config["first_line"]
+        visual = compare_folder(config["videos"], references, *counts)
     means = {key: visual[key]["mean"] if key in visual else None for key in _VISUAL}
     for kind, content in (("idm", following), ("fvd", visual | {"mean": {"exp_name": name, **means}})):
         write_text(folder / f"{kind}_{name}.json", json.dumps(content, indent=1) + "\n")
@@ -53,6 +65,8 @@ def run(arguments: Sequence[str]) -> None:
     write_text(folder / "latest_metrics.csv", _as_csv(rows))
     shown = [[row[key] if key == "experiment" else number(row[key]) for key in _COLUMNS] for row in rows]
     print(align([list(_COLUMNS), *shown]))
+    if not are_there:
+        print(f"ssim and psnr compare with real videos, and {references} has not all of them: give references=DIR")
     print("fvd and lpips need networks of others (I3D, AlexNet), which are not read here yet: their cells are empty")
     print(folder / "latest_metrics.csv")
 

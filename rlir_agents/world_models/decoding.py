@@ -197,6 +197,17 @@ def generate(
     Raises:
         ValueError: if shapes, window or kind of decoding do not fit, or the video is too long for the model.
     """
+    if prompt_token.ndim != 2 or action_token.ndim != 3 or len(prompt_token) != len(action_token):
+        raise ValueError(
+            f"prompt_token is {tuple(prompt_token.shape)}, action_token {tuple(action_token.shape)}: give codes [B, K] "
+            "and words [B, frames, A], for the same B videos"
+        )
+    for name, ids, least, limit in (
+        ("prompt_token", prompt_token, 0, model.num_codes),
+        ("action_token", action_token, model.num_codes, model.vocab_size),
+    ):
+        if ids.min() < least or ids.max() >= limit:
+            raise ValueError(f"{name} has ids {int(ids.min())} to {int(ids.max())}: they are {least} to {limit - 1}")
     (num_rows, num_codes), (num_frames, word_length) = prompt_token.shape, action_token.shape[1:]
     layout = TokenLayout(num_codes, num_frames + 1, word_length)
     if layout.sequence_length > model.max_length:

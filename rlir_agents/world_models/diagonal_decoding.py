@@ -76,7 +76,7 @@ def diagonal_schedule(
         yield _prompt_pass(range(starts[0]), starts[0])
         yield from front(layout, starts, grid_size, window)
     else:
-        raise ValueError(f"decoding={decoding!r}: choose 'image_diagonal' or 'video_diagonal'")
+        raise ValueError(f"decoding={decoding!r}: choose 'naive', 'image_diagonal' or 'video_diagonal'")
 
 
 def check_window(layout: TokenLayout, grid_size: tuple[int, int], window: int) -> None:

@@ -308,6 +308,7 @@ def oasis_config(
     return OasisConfig(**{**sizes, **settings})
 
 
+_UNTOLD_OF_LATENTS = ("latent_shape", "max_frames", "num_heads")  # of the first height and width
 _READER = "rlir_agents.world_models.load_world_model('{path}')"
 
 WORLD_MODEL_KINDS: tuple[PublishedKind[MineWorld | NFD | Oasis], ...] = (
@@ -317,6 +318,7 @@ WORLD_MODEL_KINDS: tuple[PublishedKind[MineWorld | NFD | Oasis], ...] = (
         mineworld_weights,
         lambda weights, **fields: MineWorld(mineworld_config(weights, fields)),
         _READER,
+        untold=("num_codes", "num_attention_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta"),
     ),
     PublishedKind(
         "a world model of NFD's family",
@@ -324,6 +326,7 @@ WORLD_MODEL_KINDS: tuple[PublishedKind[MineWorld | NFD | Oasis], ...] = (
         nfd_weights,
         lambda weights, **sizes: NFD(nfd_config(weights, **sizes)),
         _READER,
+        untold=_UNTOLD_OF_LATENTS,
     ),
     PublishedKind(
         "Oasis' transformer",
@@ -331,5 +334,6 @@ WORLD_MODEL_KINDS: tuple[PublishedKind[MineWorld | NFD | Oasis], ...] = (
         oasis_weights,
         lambda weights, **sizes: Oasis(oasis_config(weights, **sizes)),
         _READER,
+        untold=_UNTOLD_OF_LATENTS,
     ),
 )

@@ -353,5 +353,6 @@ IDM_KIND: PublishedKind[VPTInverseDynamics] = PublishedKind(
     _IDM_LANDMARK,
     idm_weights,
     lambda weights, **sizes: VPTInverseDynamics(VPTConfig.from_weights(weights, **sizes)),
-    "rlir_env.inverse_dynamics.VPTInverseDynamics.from_files('4x_idm.model', '{path}')",
+    "rlir_env.inverse_dynamics.VPTInverseDynamics.from_files('{stem}.model', '{path}')",
+    untold=("num_heads", "temperature"),
 )

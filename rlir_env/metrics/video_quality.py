@@ -85,15 +85,17 @@ def _window_means(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def compare_folder(
-    videos: str | Path, references: str | Path, num_frames: int = 15, max_clips: int = 500
+    videos: str | Path, references: str | Path, num_frames: int = 15, max_clips: int = 500, first_frame: int = 1
 ) -> dict[str, dict[str, Any]]:
     """MineWorld's protocol for picture quality on files, as far as it needs no network.
 
     Args:
         videos: Folder of ``.mp4`` files of generated frames.
-        references: Folder of the real videos of the same names, which begin with the given frame.
+        references: Folder of the real videos of the same names.
         num_frames: Compared of each.
         max_clips: The first so many videos, by name.
+        first_frame: Of the real videos that is compared: 1 where they begin with the given frame, 0 where both are
+            whole recordings.
 
     Returns:
         ``psnr`` (dB) and ``ssim``, each with ``value`` and ``value_std`` over videos for every frame, and their
@@ -106,7 +108,7 @@ def compare_folder(
     by_clip: dict[str, list[Tensor]] = {name: [] for name in measures}
     for video in tqdm(list_recordings(videos)[:max_clips], desc="comparing videos", unit="clip", leave=False):
         generated = _as_published(first_frames(video, num_frames))
-        reference = _as_published(first_frames(Path(references) / video.name, num_frames + 1)[1:])
+        reference = _as_published(first_frames(Path(references) / video.name, first_frame + num_frames)[first_frame:])
         for name, measure in measures.items():
             by_clip[name].append(measure(generated, reference))
     figures = {}

@@ -18,6 +18,7 @@ TOKENIZER_KINDS: tuple[PublishedKind[Tokenizer], ...] = (
         vq_weights,
         lambda weights, **sizes: VQTokenizer(VQConfig.from_weights(weights, **sizes)),
         "rlir_env.tokenizers.VQTokenizer.from_pretrained('config.json', '{path}')",
+        untold=("frame_size", "norm_num_groups"),
     ),
     PublishedKind(
         "a KL tokenizer of latent diffusion",
@@ -25,6 +26,7 @@ TOKENIZER_KINDS: tuple[PublishedKind[Tokenizer], ...] = (
         kl_weights,
         lambda weights, **sizes: KLTokenizer(KLConfig.from_weights(weights, **sizes)),
         "rlir_env.tokenizers.KLTokenizer.from_pretrained('{path}')",
+        untold=("frame_size", "norm_num_groups", "scale_factor"),
     ),
     PublishedKind(
         "Oasis' ViT tokenizer",
@@ -32,6 +34,7 @@ TOKENIZER_KINDS: tuple[PublishedKind[Tokenizer], ...] = (
         vit_weights,
         lambda weights, **sizes: ViTTokenizer(ViTConfig.from_weights(weights, **sizes)),
         "rlir_env.tokenizers.ViTTokenizer.from_pretrained('{path}')",
+        untold=("frame_size", "enc_heads", "dec_heads", "scale_factor"),
     ),
 )
 

@@ -157,8 +157,10 @@ def test_noise_belongs_to_the_place(model, prompt):
     [
         ({"grid_size": (14, 24)}, "rows and columns of the 12 codes"),
         ({"window": 5}, "trails the one above by 1 to 4 columns"),
-        ({"decoding": "diagonal"}, "choose 'image_diagonal' or 'video_diagonal'"),
-        ({"action_token": torch.zeros(2, 9, WORD)}, "more than max_position_embeddings=56"),
+        ({"decoding": "diagonal"}, "choose 'naive', 'image_diagonal' or 'video_diagonal'"),
+        ({"action_token": torch.full((2, 9, WORD), 20)}, "more than max_position_embeddings=56"),
+        ({"action_token": torch.zeros(2, 1, WORD)}, "action_token has ids 0 to 0: they are 20 to 25"),
+        ({"action_token": torch.zeros(2, WORD)}, r"give codes \[B, K\] and words"),
     ],
 )
 def test_what_does_not_fit_is_refused(model, prompt, settings, message):

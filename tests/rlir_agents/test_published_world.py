@@ -146,6 +146,42 @@ def test_scores_and_labels_take_the_same_path(files, tmp_path, capsys):
     capsys.readouterr()
     assert main(["record", "label", str(video), f"idm={tmp_path}", f"folder={tmp_path / 'new'}", "device=cpu"]) == 2
     assert "holds 0 files *.weights" in capsys.readouterr().err
+    # Labels without videos beside them are scored even so; what is named and not there is found before that.
+    assert main([*[word for word in score if "references" not in word], f"labels={tmp_path}", "run=alone"]) == 0
+    assert "give references=DIR" in capsys.readouterr().out
+    rows = {
+        row["experiment"]: row for row in csv.DictReader((tmp_path / "latest_metrics.csv").read_text().splitlines())
+    }
+    assert rows["alone"]["psnr"] == "" and rows["alone"]["f1_macro"] == rows["own"]["f1_macro"]
+    assert float(rows["own"]["psnr"]) == 100  # whole recordings, compared with themselves
+    for wrong, message in {f"references={tmp_path}": "there are not all of", "num_frames=-3": "at least 1"}.items():
+        assert main([*score, f"labels={tmp_path}", wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*score[:2], f"labels={tmp_path}", "idm=nowhere"]) == 2
+    assert "there is no nowhere.model" in capsys.readouterr().err
+
+
+def test_the_idm_is_inspected_with_its_settings(files, capsys):
+    """Two heads are in the settings; no weight tells."""
+    weights = files / "idm" / "4x_idm.weights"
+    assert main(["inspect", str(weights)]) == 0
+    assert "num_heads: 2\n" in capsys.readouterr().out
+    assert main(["inspect", str(files / "idm")]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_siblings_that_are_paid_alike_are_spoken_of(files, tmp_path):
+    """An untrained IDM reads no whole game action rightly."""
+    paths = [f"world={files / 'mineworld.ckpt'}", f"idm={files / 'idm'}", f"data={files / 'data'}"]
+    run = ["train", "experiment=mineworld_300m_rlir", f"run_dir={tmp_path}/run", *paths, *COMMON, "reward=equation_3"]
+    with pytest.warns(UserWarning, match="paid alike"):
+        assert (
+            main(
+                [word for word in run if word not in ("reward=log_prob", "trainer.num_iterations=3")]
+                + ["trainer.num_iterations=1"]
+            )
+            == 0
+        )
 
 
 def test_benchmark_from_recordings_to_scores(files, tmp_path, capsys):

@@ -185,6 +185,8 @@ def test_pictures_are_compared_with_the_frames_behind_the_given_one(folders):
     # The same pictures, compressed twice.
     assert figures["psnr"]["mean"] > 25 and figures["ssim"]["mean"] > 0.9
     assert all(math.isfinite(value) for value in figures["psnr"]["value_std"])
+    whole = compare_folder(labels, labels, num_frames=NUM_FRAMES, max_clips=3, first_frame=0)
+    assert whole["ssim"]["mean"] == pytest.approx(1) and whole["psnr"]["mean"] == 100  # nothing differs
     shifted = compare_folder(labels, labels, num_frames=NUM_FRAMES, max_clips=3)  # frame j against frame j + 1
     assert shifted["psnr"]["mean"] < 15
     one = [first_frames(path / "clip_0.mp4", NUM_FRAMES + at)[at:] for path, at in ((videos, 0), (labels, 1))]
