@@ -5,7 +5,7 @@ Nothing is built: models stand on the meta device, and tensors stay in the file.
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from rlir_env.inverse_dynamics.vpt import IDM_KIND, VPTConfig
 from rlir_env.tokenizers.loading import TOKENIZER_KINDS
 
 _KINDS: tuple[PublishedKind[Any], ...] = (*WORLD_MODEL_KINDS, *TOKENIZER_KINDS, IDM_KIND)
-_OF_TRAINING = re.compile(r"^loss\.|(^|\.)attn_mask_")  # which readers leave out: losses of tokenizers, masks of NFD
+_MODELS = ("transformer.", "tokenizer.", "model.", "net.")  # under which published files hold models
 
 # By the class that is written in our own files: what builds it from its sizes, and what reads it.
 _OWN: dict[str, tuple[Callable[[dict[str, Any]], nn.Module], str]] = {
@@ -75,8 +75,9 @@ class FileContents:
 
     @property
     def is_readable(self) -> bool:
-        """Whether there is a model, every model fits, and nothing is left over."""
-        return bool(self.parts) and not self.unread and all(part.problem is None for part in self.parts)
+        """Whether there is a model, every model fits, and none is there that is not known."""
+        is_lost = any(key.startswith(_MODELS) for key in self.unread)
+        return bool(self.parts) and not is_lost and all(part.problem is None for part in self.parts)
 
     def to_text(self) -> str:
         """For the console."""
@@ -115,14 +116,15 @@ def read_contents(path: str | Path) -> FileContents:
     if is_own_file(path):
         return FileContents(path, (_own(path),))
     state_dict = load_foreign(path)
-    parts, claimed = [], set()  # by where they lie: some files name a tensor twice
+    parts, claimed = [], set()  # by where they lie
     for kind in _KINDS:
         if kind.is_in(state_dict):
             part, weights = _part(kind, state_dict, path)
             parts.append(part)
             claimed |= {tensor.data_ptr() for tensor in weights.values()}
-    left = {key for key, tensor in state_dict.items() if tensor.data_ptr() not in claimed}
-    return FileContents(path, tuple(parts), tuple(sorted(key for key in left if not _OF_TRAINING.search(key))))
+    # Some files name one tensor several times; and what lies among a model's weights, its reader has accounted for.
+    roots = {key.split(".")[0] for key, tensor in state_dict.items() if tensor.data_ptr() in claimed}
+    return FileContents(path, tuple(parts), tuple(sorted(key for key in state_dict if key.split(".")[0] not in roots)))
 
 
 def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path) -> tuple[Part, dict[str, Tensor]]:
@@ -137,7 +139,9 @@ def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path
             model = kind.build(weights, **told)
         sizes = asdict(model.config)
         check_weights(model, weights)
-        kind.select(state_dict)  # what its own reader lets stand beside it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is left out is listed
+            kind.select(state_dict)  # what its own reader lets stand beside it
     except (ValueError, KeyError) as error:
         problem = f"there is no tensor {error}" if isinstance(error, KeyError) else str(error)
         return Part(kind.name, sizes, *_counts(weights), reader=None, problem=problem), weights

@@ -13,6 +13,7 @@ import json
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -259,7 +260,9 @@ def part_of(
 ) -> dict[str, Tensor]:
     """The weights of one model in a file that may hold several, under the model's own names.
 
-    What stands before the landmark stands before all of them (``model.``, ``tokenizer.model.`` or nothing).
+    What stands before the landmark stands before all of them (``model.``, ``tokenizer.model.`` or nothing). Where
+    something does, the file is one of a training: what stands outside of it and is not known (networks of metrics) is
+    left out with a warning.
 
     Args:
         state_dict: Of the file.
@@ -269,7 +272,8 @@ def part_of(
             `ANYTHING`.
 
     Raises:
-        ValueError: If there is no such model, or more than one, or something that is neither its nor allowed.
+        ValueError: If there is no such model, or more than one, or among its weights something that is neither its own
+            nor allowed.
     """
     prefixes = _before(landmark, state_dict)
     if len(prefixes) != 1:
@@ -280,7 +284,11 @@ def part_of(
     words = prefixes[0].split(".")[:-1]
     before = ("".join(f"{word}." for word in words[:count]) for count in range(len(words) + 1))
     others = tuple(start + root for start in before for root in beside)
-    strange = sorted(key for key in state_dict if not key.startswith((*own, *others)))
+    unknown = sorted(key for key in state_dict if not key.startswith((*own, *others)))
+    outside = sorted({key.split(".")[0] for key in unknown if not key.startswith(prefixes[0])})
+    if outside:
+        warnings.warn(f"what stands outside of {prefixes[0]} is left out: {', '.join(outside)}", stacklevel=3)
+    strange = [key for key in unknown if key.startswith(prefixes[0])]
     if strange:
         raise ValueError(f"{len(strange)} tensors belong to nothing that is known: {_shorten(strange)}")
     return {key.removeprefix(prefixes[0]): tensor for key, tensor in state_dict.items() if key.startswith(own)}

@@ -56,6 +56,9 @@ def all_runs(config: Config) -> list[Run]:
     Args:
         config: with ``experiments``, ``overrides``, ``seeds``, ``arms`` and ``folder``.
     """
+    empty = [key for key in ("experiments", "seeds", "arms") if not config[key]]
+    if empty:
+        raise ValueError(f"{', '.join(empty)}: give at least one")
     parts = itertools.product(config["experiments"], config["seeds"], config["arms"])
     return [Run(config, paradigm, arm, seed) for paradigm, seed, arm in parts]
 

@@ -52,7 +52,7 @@ def estimate(config: Config, has_shapes: bool) -> Estimate:
     tokenizer: Tokenizer = meter.fake(parts["tokenizer"])
     coach: InverseDynamicsModel = meter.fake(parts["idm"])
     policy = build(config["policy"], parts | env.interface | {"world_model": world_model}, "policy")
-    batch = _batch(config, env.batch_size[0])
+    batch = _batch(config, env.batch_size[0], env.num_groups)
     has_critic = config["algorithm"]["critic"] is not None
     rollout, *learning = policy_phases(policy, meter, batch, num_learners=1 + has_critic)
     num_frames, dtype = env.layout.num_frames, parts["autocast_dtype"]
@@ -98,8 +98,12 @@ def _networks(config: Config) -> tuple[Parts, nn.Module]:
     return world_parts(world, machine), world_model
 
 
-def _batch(config: Config, num_videos: int) -> Batch:
+def _batch(config: Config, num_videos: int, num_groups: int) -> Batch:
     trainer = config["trainer"]
+    if num_groups % trainer["num_minibatches"]:
+        raise ValueError(
+            f"trainer.num_minibatches={trainer['num_minibatches']} must divide the {num_groups} prompts of a batch"
+        )
     rows = num_videos // trainer["num_minibatches"]
     return Batch(
         num_videos,

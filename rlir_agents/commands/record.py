@@ -103,6 +103,10 @@ def _label(videos: Sequence[str], overrides: Sequence[str]) -> None:
     if config["num_threads"] is not None:
         torch.set_num_threads(config["num_threads"])
     files = {video: _labels_of(Path(video), config["folder"]) for video in videos}
+    if len(set(files.values())) < len(files):
+        raise ValueError(
+            "several videos have one name, and their labels one file: label them into folders of their own"
+        )
     there = [str(file) for file in files.values() if file.exists()]
     if there:
         raise ValueError(f"labels are there already: {', '.join(there)}; move them, or give another folder=")

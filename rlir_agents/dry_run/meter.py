@@ -101,16 +101,19 @@ class _LiveMemory(TorchDispatchMode):
         del self._alive[key]
 
 
-def _attention_flops(query: torch.Size, key: torch.Size, *settings: Any, **_: Any) -> float:
+def _attention_flops(
+    query: torch.Size, key: torch.Size, _: Any, dropout_p: float = 0.0, is_causal: bool = False, **__: Any
+) -> float:
     """Two products of all queries with all keys; a causal kernel leaves half of them out."""
-    is_causal = bool(settings[-1])
     rows, heads, num_queries, head_dim = query
     return 4 * rows * heads * num_queries * key[2] * head_dim / (2 if is_causal else 1)
 
 
-def _attention_gradient_flops(_: torch.Size, query: torch.Size, key: torch.Size, *settings: Any, **more: Any) -> float:
+def _attention_gradient_flops(
+    _: Any, query: torch.Size, key: torch.Size, value: torch.Size, out: Any, logsumexp: Any, *settings: Any, **more: Any
+) -> float:
     """Five products instead of two: the scores are made again."""
-    return 2.5 * _attention_flops(query, key, *settings, **more)
+    return 2.5 * _attention_flops(query, key, value, *settings, **more)
 
 
 _ATTENTION_FLOPS = {

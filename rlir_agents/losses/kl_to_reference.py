@@ -72,7 +72,7 @@ def kl_to_reference(
         Of the shape of ``log_prob``.
 
     Raises:
-        KeyError: if the entry was not written.
+        ValueError: if the entry was not written.
     """
     if hasattr(dist, "kl_to"):
         return dist.kl_to(_stored(tensordict, mean_key))
@@ -82,7 +82,7 @@ def kl_to_reference(
 def _stored(tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor:
     entry = tensordict.get(key, default=None)
     if entry is None:
-        raise KeyError(
+        raise ValueError(
             f"the KL term reads {key!r}, which the rollout does not have: pass reference_policy to the "
             "Trainer, or set kl_coeff=0"
         )

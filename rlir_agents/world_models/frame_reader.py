@@ -90,8 +90,8 @@ class FrameReader:
         Returns:
             A cache for F frames that holds n.
         """
-        seen, times = as_context(frames, seed, self.context_timestep), vector.new_full(frames.shape[:2], 0.0)
-        times += self.context_timestep
+        seen = as_context(frames, seed, self.context_timestep)
+        times = vector.new_full(frames.shape[:2], self.context_timestep)
         version, reading = weights_version(world_model), self._reading
         if reading is None or not _continues(reading, version, frames, vector, seed):
             self._reading = None  # frees the old cache before there is a new one
@@ -103,7 +103,7 @@ class FrameReader:
             if new.start < new.stop:
                 world_model.append(seen[:, new], times[:, new], vector[:, new], cache)
         # Clones: a caller may go on writing into what it has shown.
-        self._reading = _Reading(version, cache, frames.clone(), vector, seed.clone())
+        self._reading = _Reading(version, cache, frames.clone(), vector.clone(), seed.clone())
         return cache
 
     def forget(self) -> None:

@@ -194,7 +194,6 @@ def mineworld_config(weights: Mapping[str, Tensor], config: Mapping[str, Any] | 
 
 
 # In files of NFD's family: what may stand beside the transformer, and what is not a weight.
-_NFD_ROOT = "model."  # of training files
 _NFD_TOKENIZER = "tokenizer."
 _NFD_MASK = ".attn_mask_"
 
@@ -203,8 +202,7 @@ def nfd_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = (_NFD_
     """The transformer's part of a checkpoint of NFD's family, under its own names.
 
     Training files put ``model.`` before them, and hold the tokenizer and attention masks besides. These two are left
-    out, and networks of losses and metrics outside of ``model.`` with a warning; anything else must be the
-    transformer's.
+    out; see `part_of` for the rest.
 
     Args:
         state_dict: Of the file.
@@ -215,13 +213,7 @@ def nfd_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = (_NFD_
     """
     without_masks = {key: tensor for key, tensor in state_dict.items() if _NFD_MASK not in f".{key}"}
     roots = ("x_embedder.", "t_embedder.", "c_embedder.", "cond_embedder.", "blocks.", "final_layer.")
-    inside = {key: tensor for key, tensor in without_masks.items() if key.startswith((_NFD_ROOT, *beside))}
-    if not any(key.startswith(_NFD_ROOT) for key in inside):
-        return part_of(without_masks, _NFD_LANDMARK, roots, beside)
-    outside = sorted({key.split(".")[0] for key in without_masks.keys() - inside.keys()})
-    if outside:
-        warnings.warn(f"what stands outside of {_NFD_ROOT} is left out: {', '.join(outside)}", stacklevel=2)
-    return part_of(inside, _NFD_LANDMARK, roots, beside)
+    return part_of(without_masks, _NFD_LANDMARK, roots, beside)
 
 
 def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14, 24), **settings: Any) -> NFDConfig:

@@ -6,8 +6,6 @@ DDPM step k has ``alpha data + s noise`` with ``alpha**2 = alpha_bar[k]``, here 
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,6 @@ _START, _END = -3.0, 3.0  # of the sigmoid
 _LARGEST_BETA = 0.999
 
 
-@cache
 def timesteps() -> Tensor:
     """The timestep of every DDPM step, rising, float64 ``[1000]``."""
     place = torch.linspace(_START, _END, _NUM_STEPS + 1, dtype=torch.float64)

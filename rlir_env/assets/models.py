@@ -15,7 +15,7 @@ from torch import nn
 
 from rlir_env.checkpoints import load_safetensors, load_strict, save_safetensors
 from rlir_env.inverse_dynamics import InverseDynamicsModel, VPTConfig, VPTInverseDynamics
-from rlir_env.tokenizers import KLConfig, KLTokenizer, Tokenizer, VQConfig, VQTokenizer
+from rlir_env.tokenizers import KLConfig, KLTokenizer, Tokenizer, ViTConfig, ViTTokenizer, VQConfig, VQTokenizer
 
 Model = TypeVar("Model", bound=nn.Module)
 Builders = Mapping[str, Callable[[dict[str, Any]], Model]]
@@ -23,6 +23,7 @@ Builders = Mapping[str, Callable[[dict[str, Any]], Model]]
 TOKENIZERS: Builders[Tokenizer] = {
     "VQTokenizer": lambda sizes: VQTokenizer(VQConfig(**sizes)),
     "KLTokenizer": lambda sizes: KLTokenizer(KLConfig(**sizes)),
+    "ViTTokenizer": lambda sizes: ViTTokenizer(ViTConfig(**sizes)),
 }
 IDMS: Builders[InverseDynamicsModel] = {"VPTInverseDynamics": lambda sizes: VPTInverseDynamics(VPTConfig(**sizes))}
 

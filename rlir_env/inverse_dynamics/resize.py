@@ -10,8 +10,6 @@ Letters: N images, C channels, H, W input size, h, w output size.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -60,7 +58,6 @@ def _halve(images: Tensor) -> Tensor:
     return ((rows[..., 0::2] + rows[..., 1::2] + 2) >> 2).to(torch.uint8)
 
 
-@lru_cache(maxsize=64)
 def _taps(source: int, target: int, device: torch.device, is_horizontal: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The two source indices and the two integer weights of every target index along one axis.
 

@@ -168,7 +168,7 @@ class ClipSource:
 
         Raises:
             ValueError: for a window of less than two frames, a stride or number of clips below 1, another offset or
-                on_error.
+                on_error, or several recordings of one name.
         """
         if action_offset not in (0, 1):
             raise ValueError(f"action_offset={action_offset}: use 0 (VPT's recordings) or 1 (MineWorld's benchmark)")
@@ -178,6 +178,9 @@ class ClipSource:
             raise ValueError(f"num_frames={num_frames}, stride={stride}: use at least 2 and 1")
         check_on_error(on_error)
         self.paths = [Path(path) for path in paths]
+        twice = [name for name, count in Counter(path.stem for path in self.paths).items() if count > 1]
+        if twice:  # a clip knows its recording by name
+            raise ValueError(f"several recordings are named {', '.join(twice[:3])}: give them names of their own")
         self.frame_size = frame_size
         self.num_frames = num_frames
         self.stride = stride or num_frames
@@ -252,9 +255,8 @@ class ClipSource:
                 continue
             lines = slice(start, index + 1)
             actions = slice(start + self.action_offset, index + self.action_offset)
-            broken = self.clip_filter.reject(
-                track.is_gui[lines], track.is_null[lines], np.array(change), self.num_frames
-            )
+            is_null = np.append(track.is_null[actions], False)  # of the line behind the last action nothing is asked
+            broken = self.clip_filter.reject(track.is_gui[lines], is_null, np.array(change), self.num_frames)
             rules = [rule for rule, windows in broken.items() if windows[0]]
             if rules:
                 report.num_dropped[rules[0]] += 1

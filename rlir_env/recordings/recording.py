@@ -2,8 +2,8 @@
 
 Line t of the events is what the player did after seeing frame t; its effect is visible in frame
 t+1. The same reader serves VPT's contractor data, MineWorld's validation clips (whose lines are
-env actions) and our own recorded gameplay. Nothing is repaired here: a recording that is not
-whole raises :class:`RecordingError`; filters live in :mod:`rlir_env.recordings.clips`.
+env actions, and may go on behind the last frame) and our own recorded gameplay. Nothing is repaired
+here: a recording that is not whole raises :class:`RecordingError`; filters live in :mod:`rlir_env.recordings.clips`.
 
 Letters: N frames, S slots, A word length, H and W the frame size.
 """
@@ -176,7 +176,7 @@ class Recording:
                 for frame in container.decode(video=0):
                     event = next(events, {})
                     if self._hygiene.draws_at(event):
-                        drawn = self._hygiene.draw(frame.to_ndarray(format="rgb24"), event)
+                        drawn = self._with_cursor(frame.to_ndarray(format="rgb24"), event)
                         frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
                     rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
                     num_decoded += 1
@@ -230,6 +230,12 @@ class Recording:
         is_gui = np.array([event.get("isGuiOpen", False) for event in events], bool)
         words = ActionWord(num_codes=0).encode(env_actions)
         return ActionTrack(env_actions_to_slots(env_actions), words, is_null, is_gui)
+
+    def _with_cursor(self, frame: np.ndarray, event: dict[str, Any]) -> np.ndarray:
+        try:
+            return self._hygiene.draw(frame, event)
+        except (KeyError, TypeError) as error:
+            raise RecordingError(f"{self.events_path}: no place of a cursor in an open menu ({error!r})") from error
 
     def _read_header(self) -> tuple[int, float, tuple[int, int]]:
         if self._header is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlir_env.atomic_files import replacing
 from rlir_env.game_actions import EnvAction
 from rlir_env.recordings.clips import Clip, ClipFilter, ClipSource
 from rlir_env.recordings.recording import Recording, RecordingError, import_av, list_recordings
@@ -92,15 +93,12 @@ def write_generated_clip(path: str | Path, frames: np.ndarray, fps: int = 6) -> 
         frames: uint8 ``[n, H, W, 3]``, RGB, without the given one.
         fps: Frames per second.
     """
-    path, (_, height, width, _) = Path(path), frames.shape
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    _, height, width, _ = frames.shape
     av = import_av()
-    with av.open(str(part), "w", format="mp4") as container:
+    with replacing(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=fps)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.bit_rate, stream.gop_size = fps * height * width, 12  # OpenCV's
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode(None))
-    part.replace(path)

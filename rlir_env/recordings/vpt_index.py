@@ -61,6 +61,7 @@ class VPTIndex:
                 if all(file.is_file() for file in files):
                     found.append(files[0])
                     break
+        found = list(dict.fromkeys(found))  # a flat file may be meant by several names
         if not found:
             raise RecordingError(f"{folder}: none of the {len(self.names)} recordings of the index is here")
         return found

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_policies import small_denoising_policy
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,6 +67,16 @@ def test_causal_attention_costs_half_and_checkpoints_cost_a_forward(is_checkpoin
     per_layer = (counts[1].peak_bytes - counts[0].peak_bytes) / 2 - 4 * (weights + 2 * 64)
     inputs = 4 * length * 64
     assert per_layer < inputs if is_checkpointed else per_layer > 8 * inputs
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_fused_attention_is_counted_forwards_and_backwards(is_causal):
+    def attend() -> None:
+        query, key = (torch.randn(2, 3, 8, 8, requires_grad=True) for _ in range(2))
+        F.scaled_dot_product_attention(query, key, key, is_causal=is_causal).sum().backward()
+
+    pairs = 8 * 8 / (2 if is_causal else 1)
+    assert Meter().count(attend).flops == (4 + 10) * 2 * 3 * pairs * 8
 
 
 def test_hollow_weights_have_shapes_and_no_memory():

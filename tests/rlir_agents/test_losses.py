@@ -162,7 +162,7 @@ def test_the_key_of_the_reference_can_be_renamed():
 
 def test_a_kl_without_a_reference_says_what_to_do():
     policy, batch = TablePolicy(num_steps=4), make_batch().exclude("ref_log_prob")
-    with pytest.raises(KeyError, match="reference_policy"):
+    with pytest.raises(ValueError, match="reference_policy"):
         GRPOLoss(policy, kl_coeff=0.1)(batch)
 
 

@@ -150,7 +150,7 @@ def test_checkpoints_are_read_whatever_stands_before_their_names(tmp_path: Path)
         assert config == published.config  # width of the SwiGLU and kind of action embedding among the rest
         loaded = make_nfd(config, tmp_path / "nfd.ckpt").state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in weights.items())
-    with pytest.warns(UserWarning, match="outside of model. is left out: lpips"):
+    with pytest.warns(UserWarning, match=r"outside of model\._orig_mod\. is left out: lpips"):
         assert nfd_weights(file | {"lpips.weight": torch.ones(1)}).keys() == weights.keys()
     with pytest.raises(ValueError, match="lpips.weight"):  # a bare transformer has no outside
         nfd_weights(weights | {"lpips.weight": torch.ones(1)})

@@ -41,6 +41,20 @@ def test_the_line_behind_a_frame_can_be_the_one_that_makes_it(record, event):
     assert clip.game_action[:, 5].tolist() == [0, 1, 0]  # lines 1, 2, 3
 
 
+def test_null_actions_are_those_of_the_clip(record, event):
+    """Of frames 0 to 3, made from lines 1 to 3."""
+    options = {"num_frames": 4, "clip_filter": ClipFilter(max_null_run=2), "action_offset": 1}
+    path = record(levels=range(0, 40, 10), events=[event(forward=int(t == 0)) for t in range(4)])
+    assert starts(ClipSource([path], SIZE, **options)) == []
+    path = record(levels=range(0, 40, 10), events=[event(forward=int(t == 3)) for t in range(4)])
+    assert starts(ClipSource([path], SIZE, **options)) == [("a", 0)]
+
+
+def test_recordings_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="several recordings are named a"):
+        ClipSource([tmp_path / "1" / "a.mp4", tmp_path / "2" / "a.mp4"], SIZE)
+
+
 def test_some_clips_of_many_recordings(record):
     source = ClipSource([record(name) for name in "abcd"], SIZE, num_frames=2, clips_per_recording=3)
     drawn = starts(source, shuffle_seed=1)
