@@ -32,7 +32,7 @@ from rlir_agents.report.encoding import encode_mp4
 from rlir_agents.rollouts import collect
 from rlir_agents.video_makers import generator
 from rlir_env.prompts import ClipPrompts
-from rlir_env.recordings import validation_clips, write_generated_clip
+from rlir_env.recordings import list_recordings, validation_clips, write_generated_clip
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -88,8 +88,8 @@ def _continue_clips(config: Config, parts: Parts) -> None:
                 name = clips[place].recording
                 write_generated_clip(folder / f"{name}.mp4", video, settings["frames_per_second"])
                 bar.update()
-    for clip in clips:
-        (labels,) = Path(settings["folder"]).rglob(f"{clip.recording}.jsonl")
+    for video in list_recordings(settings["folder"])[: len(clips)]:
+        labels = video.with_suffix(".jsonl")
         shutil.copyfile(labels, folder / labels.name)
     print(f"{folder}: {len(clips)} clips")
 

@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     name, folder = config["run"] or Path(config["videos"]).name, Path(config["metrics"])
     references = Path(config["references"] or config["labels"])
     names = [video.name for video in list_recordings(config["videos"])[: config["max_clips"]]]
-    are_there = [name for name in names if (references / name).is_file()] == names
+    are_there = all((references / name).is_file() for name in names)
     if not are_there and config["references"] is not None:
         raise ValueError(f"references={references}: there are not all of {', '.join(names[:3])}, ...")
     following = score_folder(

@@ -16,6 +16,7 @@ _LARGEST_BETA = 0.999
 
 def timesteps() -> Tensor:
     """The timestep of every DDPM step, rising, float64 ``[1000]``."""
+    # Not cached: made in a dry run it would have no memory, and would stay so in the process.
     place = torch.linspace(_START, _END, _NUM_STEPS + 1, dtype=torch.float64)
     # The public code takes the two ends in float32, and the products of alphas too.
     first, last = torch.tensor([_START, _END]).sigmoid()

@@ -64,6 +64,7 @@ def _taps(source: int, target: int, device: torch.device, is_horizontal: bool) -
     Outside the image both taps are the border pixel. OpenCV then puts the whole weight on one of
     them along rows but keeps the split along columns, where it changes the truncation.
     """
+    # Not cached: made in a dry run they would have no memory, and would stay so in the process.
     position = ((torch.arange(target, dtype=torch.float64) + 0.5) * (source / target) - 0.5).float()
     start = position.floor()
     fraction = position - start

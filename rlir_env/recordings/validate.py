@@ -100,14 +100,16 @@ def validate_folder(folder: str | Path) -> FolderReport:
     """
     folder = Path(folder)
     report = FolderReport(folder)
-    for path in list_recordings(folder):
+    paths = list_recordings(folder)
+    for path in paths:
         try:
             report.add(Recording(path))
         except RecordingError as error:
             report.problems.append(str(error))
-    for path in sorted(folder.rglob("*.jsonl")):
-        if not path.with_suffix(".mp4").exists():
-            report.problems.append(f"{path}: no video beside it")
-    for path in sorted(folder.rglob("*.part")):
-        report.problems.append(f"{path}: left by a writer that was stopped; delete it")
+    for place in sorted({path.parent for path in paths}):
+        for path in sorted(place.glob("*.jsonl")):
+            if not path.with_suffix(".mp4").exists():
+                report.problems.append(f"{path}: no video beside it")
+        for path in sorted(place.glob("*.part")):
+            report.problems.append(f"{path}: left by a writer that was stopped; delete it")
     return report

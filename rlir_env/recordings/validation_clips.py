@@ -77,7 +77,9 @@ def validation_clips(
     """
     clips = []
     for path in list_recordings(folder)[:max_clips]:
-        source = ClipSource([path], frame_size, num_frames, None, ClipFilter.keep_all(), action_offset=action_offset)
+        source = ClipSource(
+            [path], frame_size, num_frames, clip_filter=ClipFilter.keep_all(), action_offset=action_offset
+        )
         clip = next(source.iterate(), None)
         if clip is None:
             raise RecordingError(f"{path}: fewer than {num_frames} frames; give a smaller validation.num_frames")
