@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a module may import its own layer and those below it. The first prefix that fits counts.
 LAYERS = [
     ("rlir_env.game_actions", "rlir_env.layout", "rlir_env.schedules", "rlir_env.noise"),
-    ("rlir_env.atomic_files", "rlir_env.checkpoints"),
+    ("rlir_env.atomic_files", "rlir_env.checkpoints", "rlir_env.resize"),
     ("rlir_env.recordings",),
     ("rlir_env.prompts",),
     ("rlir_env.tokenizers", "rlir_env.inverse_dynamics", "rlir_env.metrics"),

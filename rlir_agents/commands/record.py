@@ -91,6 +91,7 @@ def _cut(recordings: str, overrides: Sequence[str]) -> None:
         ClipFilter(**config["clip_filter"]),
         on_error=config["on_error"],
         hygiene=VPTHygiene(**config["hygiene"]),
+        resampling=config["resampling"],
     )
     count = write_validation_clips(source, config["folder"], config["num_clips"], config["seed"])
     print(f"{config['folder']}: {count} clips\n{source.report.to_text()}")

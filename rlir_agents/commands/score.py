@@ -15,12 +15,14 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 
 from rlir_agents.commands.chosen_reader import chosen_reader
 from rlir_agents.commands.composition import compose_config, describe
+from rlir_agents.hardware import autocast, choose_autocast_dtype, device_of
 from rlir_agents.report.tables import align, number
 from rlir_env.atomic_files import write_text
 from rlir_env.metrics import compare_folder, score_folder
@@ -42,25 +44,28 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(f"give {', '.join(too_small)}")
     name, folder = config["run"] or Path(config["videos"]).name, Path(config["metrics"])
     references = Path(config["references"] or config["labels"])
-    names = [video.name for video in list_recordings(config["videos"])[: config["max_clips"]]]
+    names = [video.name for video in list_recordings(config["videos"])]
     are_there = all((references / name).is_file() for name in names)
     if not are_there and config["references"] is not None:
         raise ValueError(f"references={references}: there are not all of {', '.join(names[:3])}, ...")
-    following = score_folder(
-        config["videos"],
-        config["labels"],
-        chosen_reader(config, "judge"),
-        num_frames=config["num_frames"],
-        first_line=config["first_line"],
-        max_clips=config["max_clips"],
-    )
+    idm = chosen_reader(config, "judge")
+    with autocast(device_of(idm), choose_autocast_dtype(config["autocast"], device_of(idm))):
+        following = score_folder(
+            config["videos"],
+            config["labels"],
+            idm,
+            num_frames=config["num_frames"],
+            first_line=config["first_line"],
+            max_clips=config["max_clips"],
+        )
     visual: dict[str, Any] = {}
     if are_there:
         counts = config["num_frames"], config["max_clips"], config["first_line"]
         visual = compare_folder(config["videos"], references, *counts)
-    means = {key: visual[key]["mean"] if key in visual else None for key in _VISUAL}
-    for kind, content in (("idm", following), ("fvd", visual | {"mean": {"exp_name": name, **means}})):
-        write_text(folder / f"{kind}_{name}.json", json.dumps(content, indent=1) + "\n")
+    content = dict.fromkeys(_VISUAL) | visual
+    means = {key: figures and mean(figures["value"]) for key, figures in content.items()}
+    for kind, scores in (("idm", following), ("fvd", content | {"mean": {"exp_name": name, **means}})):
+        write_text(folder / f"{kind}_{name}.json", json.dumps(scores, indent=1) + "\n")
     rows = _rows(folder)
     write_text(folder / "latest_metrics.csv", _as_csv(rows))
     shown = [[row[key] if key == "experiment" else number(row[key]) for key in _COLUMNS] for row in rows]

@@ -33,6 +33,7 @@ from rlir_env.recordings import (
     split_recordings,
 )
 from rlir_env.recordings.clips import OnError
+from rlir_env.recordings.recording import Resampling
 from rlir_env.recordings.vpt_hygiene import NO_HYGIENE
 from rlir_env.tokenizers import (
     KLConfig,
@@ -73,6 +74,7 @@ def load_published_world(
     clip_filter: ClipFilter | None = None,
     action_offset: int = 0,
     clips_per_recording: int = 16,
+    resampling: Resampling = "bilinear",
     hygiene: VPTHygiene = NO_HYGIENE,
 ) -> World:
     """The frozen components of the paper's experiment.
@@ -92,6 +94,7 @@ def load_published_world(
         clip_filter: Which windows are dropped; None for the paper's. ``ClipFilter.keep_all()`` for a validation set.
         action_offset: As in `ClipSource`.
         clips_per_recording: Of a recording at most so many, or as many as it takes for ``num_prompts``.
+        resampling: How frames are resized; OpenCV's bilinear is how MineWorld's own demo does it.
         hygiene: What is mended while reading; for VPT's own recordings.
 
     Raises:
@@ -109,6 +112,7 @@ def load_published_world(
     videos = _recordings_by_split(data, index)
     counts = dict.fromkeys(SPLITS, 256) | {"train": 2048} | dict(num_prompts or {})
     settings: dict[str, Any] = {"clip_filter": clip_filter, "on_error": on_error, "hygiene": hygiene}
+    settings |= {"resampling": resampling}
     makers = {}
     for split, paths in videos.items():
         most = max(clips_per_recording, math.ceil(counts[split] / max(1, len(paths))))

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from rlir_env.checkpoints import PublishedKind, filled, load_foreign, load_plain_pickle, num_blocks, part_of
 from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, GameActionSpec
 from rlir_env.inverse_dynamics.base import GameActionReading, InverseDynamicsModel
-from rlir_env.inverse_dynamics.resize import resize_like_opencv
 from rlir_env.inverse_dynamics.slot_projection import CAMERA_AXES, NUM_CAMERA_BINS, SlotProjection
 from rlir_env.inverse_dynamics.vpt_network import VPTNetwork
+from rlir_env.resize import resize_like_opencv
 
 _IMPALA_BASE_CHANNELS = (16, 32, 32)
 # A fresh model reads "pressed" with probability 0.27. Without this preference "none" and "both"

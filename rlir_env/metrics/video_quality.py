@@ -9,6 +9,7 @@ Letters: N clips, n frames per clip.
 from __future__ import annotations
 
 import math
+import re
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rlir_env.inverse_dynamics.resize import resize_like_opencv
 from rlir_env.metrics.base import Metric
 from rlir_env.recordings import first_frames, list_recordings
+from rlir_env.resize import resize_like_opencv
 
 # MineWorld's benchmark calls frames this close identical, and gives them this many decibels.
 _IDENTICAL_MSE = 1e-10
@@ -93,20 +94,21 @@ def compare_folder(
         videos: Folder of ``.mp4`` files of generated frames.
         references: Folder of the real videos of the same names.
         num_frames: Compared of each.
-        max_clips: The first so many videos, by name.
+        max_clips: The first so many videos, by the number at the end of their names as the script counts, and not by
+            name as for action following.
         first_frame: Of the real videos that is compared: 1 where they begin with the given frame, 0 where both are
             whole recordings.
 
     Returns:
-        ``psnr`` (dB) and ``ssim``, each with ``value`` and ``value_std`` over videos for every frame, and their
-        ``mean`` over the frames.
+        ``psnr`` (dB) and ``ssim``, each with ``value`` and ``value_std`` over videos for every frame.
 
     Raises:
         ValueError: if there are no videos, or one is broken, too short or without a real one.
     """
     measures = {"psnr": psnr, "ssim": ssim}
     by_clip: dict[str, list[Tensor]] = {name: [] for name in measures}
-    for video in tqdm(list_recordings(videos)[:max_clips], desc="comparing videos", unit="clip", leave=False):
+    named = sorted(list_recordings(videos), key=_trailing_number)
+    for video in tqdm(named[:max_clips], desc="comparing videos", unit="clip", leave=False):
         generated = _as_published(first_frames(video, num_frames))
         reference = _as_published(first_frames(Path(references) / video.name, first_frame + num_frames)[first_frame:])
         for name, measure in measures.items():
@@ -114,9 +116,14 @@ def compare_folder(
     figures = {}
     for name, clips in by_clip.items():
         value = torch.stack(clips)  # [N, n]
-        mean, deviation = value.mean(0), value.std(0, correction=0)
-        figures[name] = {"value": mean.tolist(), "value_std": deviation.tolist(), "mean": mean.mean().item()}
+        figures[name] = {"value": value.mean(0).tolist(), "value_std": value.std(0, correction=0).tolist()}
     return figures
+
+
+def _trailing_number(video: Path) -> tuple[int, str]:
+    """``clip_7`` comes before ``clip_10``; a name without a number before both."""
+    digits = re.search(r"\d*$", video.stem)
+    return (int(digits[0]) if digits and digits[0] else -1), video.stem
 
 
 def _as_published(frames: np.ndarray) -> Tensor:

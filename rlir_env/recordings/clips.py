@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
-from rlir_env.recordings.recording import Recording, RecordingError
+from rlir_env.recordings.recording import Recording, RecordingError, Resampling, check_resampling
 from rlir_env.recordings.vpt_hygiene import NO_HYGIENE, VPTHygiene
 
 logger = logging.getLogger(__name__)
@@ -149,6 +149,7 @@ class ClipSource:
         hygiene: VPTHygiene = NO_HYGIENE,
         action_offset: int = 0,
         clips_per_recording: int | None = None,
+        resampling: Resampling = "area",
     ) -> None:
         """Describe the clips.
 
@@ -165,10 +166,11 @@ class ClipSource:
                 VPT, 1 in MineWorld's benchmark, which makes frame j from line j.
             clips_per_recording: at most so many of a recording, drawn from all of its clips by the seed of the pass;
                 None takes all. A few clips of many recordings show more than all of a few.
+            resampling: how frames are resized.
 
         Raises:
-            ValueError: for a window of less than two frames, a stride or number of clips below 1, another offset or
-                on_error, or several recordings of one name.
+            ValueError: for a window of less than two frames, a stride or number of clips below 1, another offset,
+                on_error or resampling, or several recordings of one name.
         """
         if action_offset not in (0, 1):
             raise ValueError(f"action_offset={action_offset}: use 0 (VPT's recordings) or 1 (MineWorld's benchmark)")
@@ -177,6 +179,7 @@ class ClipSource:
         if num_frames < 2 or (stride is not None and stride < 1):
             raise ValueError(f"num_frames={num_frames}, stride={stride}: use at least 2 and 1")
         check_on_error(on_error)
+        check_resampling(resampling)
         self.paths = [Path(path) for path in paths]
         twice = [name for name, count in Counter(path.stem for path in self.paths).items() if count > 1]
         if twice:  # a clip knows its recording by name
@@ -190,6 +193,7 @@ class ClipSource:
         self.hygiene = hygiene
         self.action_offset = action_offset
         self.clips_per_recording = clips_per_recording
+        self.resampling = resampling
         self.report = ClipReport()
 
     def iterate(self, shuffle_seed: int | None = None, buffer: int = 256) -> Iterator[Clip]:
@@ -244,7 +248,7 @@ class ClipSource:
         track = recording.actions(self.cancel_conflicts)
         window: deque[np.ndarray] = deque(maxlen=self.num_frames)
         change: deque[float] = deque(maxlen=self.num_frames)
-        for index, frame in enumerate(recording.frames(self.frame_size)):
+        for index, frame in enumerate(recording.frames(self.frame_size, self.resampling)):
             # change[i] belongs to window[i] and the frame after it: known one frame late.
             if window:
                 change[-1] = mean_change(window[-1], frame)

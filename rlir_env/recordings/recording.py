@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from rlir_env.game_actions import (
     ActionWord,
@@ -30,10 +31,21 @@ from rlir_env.game_actions import (
     is_null_action,
 )
 from rlir_env.recordings.vpt_hygiene import NO_HYGIENE, VPTHygiene
+from rlir_env.resize import resize_like_opencv
+
+Resampling = Literal["area", "bilinear"]
+"""How frames are resized: by averaging over areas, or as OpenCV's bilinear does, bit for bit, which models of others
+have seen: it skips pixels where it makes small pictures of large ones."""
 
 
 class RecordingError(ValueError):
     """A recording that is broken; the message names the file and, where there is one, the line."""
+
+
+def check_resampling(resampling: str) -> None:
+    """Raise ValueError for what is not a :data:`Resampling`."""
+    if resampling not in get_args(Resampling):
+        raise ValueError(f"resampling={resampling!r}: use 'area' or 'bilinear'")
 
 
 def import_av() -> ModuleType:
@@ -153,11 +165,12 @@ class Recording:
         """The size (H, W) of the video as stored."""
         return self._read_header()[2]
 
-    def frames(self, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    def frames(self, size: tuple[int, int] | None = None, resampling: Resampling = "area") -> Iterator[np.ndarray]:
         """Decode the frames in order.
 
         Args:
-            size: (H, W) to resize to by averaging over areas; as stored where None.
+            size: (H, W) to resize to; as stored where None.
+            resampling: how.
 
         Yields:
             uint8 ``[H, W, 3]``, RGB.
@@ -178,9 +191,12 @@ class Recording:
                     if self._hygiene.draws_at(event):
                         drawn = self._with_cursor(frame.to_ndarray(format="rgb24"), event)
                         frame = av.VideoFrame.from_ndarray(drawn, format="rgb24")
-                    rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
                     num_decoded += 1
-                    yield rgb.to_ndarray()
+                    if resampling == "bilinear":
+                        yield _resized_like_opencv(frame.to_ndarray(format="rgb24"), (height, width))
+                    else:
+                        rgb = reformatter.reformat(frame, width, height, format="rgb24", interpolation="AREA")
+                        yield rgb.to_ndarray()
         except av.FFmpegError as error:
             raise self._broken_video(f"frame {num_decoded}: {error.strerror}") from error
         if num_decoded != self.num_frames:
@@ -321,6 +337,11 @@ def first_frames(video: str | Path, num_frames: int) -> np.ndarray:
     if len(frames) < num_frames:
         raise RecordingError(f"{video}: {len(frames)} frames, {num_frames} are needed")
     return np.stack(frames)
+
+
+def _resized_like_opencv(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Of a frame ``[H, W, 3]``."""
+    return resize_like_opencv(torch.from_numpy(frame).permute(2, 0, 1), size).permute(1, 2, 0).contiguous().numpy()
 
 
 def _parse(path: str | Path, number: int, line: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def validation_clips(
 
     Args:
         folder: Of ``<name>.mp4`` and ``<name>.jsonl``.
-        frame_size: (H, W) to resize to.
+        frame_size: (H, W) to resize to, as OpenCV does; MineWorld's clips have its size already.
         num_frames: F; of longer videos the first ones.
         max_clips: The first so many, by name.
         action_offset: As in `ClipSource`.
@@ -78,7 +78,12 @@ def validation_clips(
     clips = []
     for path in list_recordings(folder)[:max_clips]:
         source = ClipSource(
-            [path], frame_size, num_frames, clip_filter=ClipFilter.keep_all(), action_offset=action_offset
+            [path],
+            frame_size,
+            num_frames,
+            clip_filter=ClipFilter.keep_all(),
+            action_offset=action_offset,
+            resampling="bilinear",
         )
         clip = next(source.iterate(), None)
         if clip is None:

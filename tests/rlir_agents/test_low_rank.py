@@ -21,7 +21,7 @@ from rlir_agents.world_models import (
     TokenSampler,
     load_world_model,
 )
-from rlir_agents.world_models.low_rank import add_low_rank, merge_low_rank, merged_state_dict
+from rlir_agents.world_models.low_rank import LowRank, add_low_rank, merge_low_rank, merged_state_dict
 from rlir_env.layout import TokenLayout
 
 MODELS = {
@@ -103,6 +103,42 @@ def test_the_factors_are_the_paper_s(base):
     nn.init.normal_(factors.up)
     assert factors.down.shape == (3, before.shape[1]) and factors.up.shape == (before.shape[0], 3)
     torch.testing.assert_close(layer.weight, before + 2 * factors.up @ factors.down)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers so
+def test_it_is_peft_s_on_the_same_factors():
+    """Values and gradients; peft, of which this is a parametrization, adapts transformers' Llama."""
+    peft = pytest.importorskip("peft", reason="the independent implementation")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = MODELS["mineworld"]()
+    settings = {name: getattr(model.config, name) for name in MineWorldConfig.__dataclass_fields__}
+    del settings["num_codes"]
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, tie_word_embeddings=False))
+    llama.load_state_dict({name.removeprefix("transformer."): w for name, w in model.state_dict().items()})
+    add_low_rank(model, rank=2, alpha=6)
+    products = sorted({name.split(".")[-2] for name, _ in llama.named_modules() if name.endswith("_proj")})
+    assert products == ["mlp", "self_attn"]
+    theirs = peft.get_peft_model(llama, peft.LoraConfig(r=2, lora_alpha=6, target_modules=r".*_proj"))
+    pairs = []
+    for name, module in model.named_modules():
+        if isinstance(module, LowRank):
+            layer = name.removeprefix("transformer.").removesuffix(".parametrizations.weight.0")
+            twin = theirs.get_submodule(f"base_model.model.{layer}")
+            pairs += [(module.down, twin.lora_A["default"].weight), (module.up, twin.lora_B["default"].weight)]
+    for ours, their in pairs:
+        assert ours.shape == their.shape
+        nn.init.normal_(ours, std=0.3)
+        their.data.copy_(ours)
+    assert len(pairs) == 2 * 2 * 7 == 2 * sum(1 for p in theirs.parameters() if p.requires_grad) / 2
+    token = torch.randint(12, (2, 20))
+    logits, expected = model(token), theirs(token).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    for output in (logits, expected):
+        output.square().mean().backward()
+    for ours, their in pairs:
+        torch.testing.assert_close(ours.grad, their.grad)
+        assert ours.grad.abs().sum() > 0
 
 
 def test_rollouts_see_the_factors():

@@ -127,6 +127,25 @@ def test_equals_transformers_llama(num_kv_heads: int) -> None:
         torch.testing.assert_close(model(token), llama(token).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
+def test_equals_transformers_llama_at_full_width() -> None:
+    """The 300M model, random weights, over two frames and a bit; `pytest -m slow -s` prints the difference."""
+    transformers = pytest.importorskip("transformers")
+    config, num_parameters = PUBLISHED["lm_300M"]
+    torch.manual_seed(0)
+    model = MineWorld(config).eval()
+    names = set(MineWorldConfig.__dataclass_fields__) - {"num_codes"}
+    settings = {name: getattr(config, name) for name in names}
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, tie_word_embeddings=False)).eval()
+    llama.load_state_dict({key.removeprefix("transformer."): value for key, value in model.state_dict().items()})
+    assert sum(parameter.numel() for parameter in llama.parameters()) == num_parameters
+    token = torch.randint(config.vocab_size, (1, 2 * 347 + 50))
+    with torch.no_grad():
+        logits, expected = model(token), llama(token).logits
+    print(f"\nlargest difference {(logits - expected).abs().max():.1e} of logits up to {expected.abs().max():.1f}")
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
 def test_logits_only_where_asked_are_the_same() -> None:
     model, token = small_model(), torch.randint(25, (3, 30))
     per_row = torch.tensor([[0, 29], [4, 5], [7, 7]])

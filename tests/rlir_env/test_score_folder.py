@@ -17,9 +17,9 @@ from rlir_env.game_actions import (
     event_to_env_action,
 )
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics, label_frames
-from rlir_env.inverse_dynamics.resize import resize_like_opencv
 from rlir_env.metrics import compare_folder, psnr, score_folder, ssim
 from rlir_env.recordings import RecordingError, first_frames, video_frames, write_recording
+from rlir_env.resize import resize_like_opencv
 
 pytest.importorskip("av")
 
@@ -183,14 +183,26 @@ def test_pictures_are_compared_with_the_frames_behind_the_given_one(folders):
     figures = compare_folder(videos, labels, num_frames=NUM_FRAMES, max_clips=3)
     assert {len(figures[name]["value"]) for name in ("psnr", "ssim")} == {NUM_FRAMES}
     # The same pictures, compressed twice.
-    assert figures["psnr"]["mean"] > 25 and figures["ssim"]["mean"] > 0.9
+    assert np.mean(figures["psnr"]["value"]) > 25 and np.mean(figures["ssim"]["value"]) > 0.9
     assert all(math.isfinite(value) for value in figures["psnr"]["value_std"])
     whole = compare_folder(labels, labels, num_frames=NUM_FRAMES, max_clips=3, first_frame=0)
-    assert whole["ssim"]["mean"] == pytest.approx(1) and whole["psnr"]["mean"] == 100  # nothing differs
+    assert (
+        np.mean(whole["ssim"]["value"]) == pytest.approx(1) and np.mean(whole["psnr"]["value"]) == 100
+    )  # nothing differs
     shifted = compare_folder(labels, labels, num_frames=NUM_FRAMES, max_clips=3)  # frame j against frame j + 1
-    assert shifted["psnr"]["mean"] < 15
+    assert np.mean(shifted["psnr"]["value"]) < 15
     one = [first_frames(path / "clip_0.mp4", NUM_FRAMES + at)[at:] for path, at in ((videos, 0), (labels, 1))]
     pixels = [torch.from_numpy(frames).permute(0, 3, 1, 2) for frames in one]
     resized = [resize_like_opencv(frames, (224, 384)).float() / 255 for frames in pixels]
     first = compare_folder(videos, labels, num_frames=NUM_FRAMES, max_clips=1)
     assert first["psnr"]["value"] == pytest.approx(psnr(*resized).tolist())
+
+
+def test_pictures_are_of_the_first_clips_by_number(tmp_path):
+    """As the script, which takes the first clips by name for action following."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 3, 24, 40, 3), np.uint8)
+    for number, frames in zip((2, 10), noise, strict=True):
+        write_recording(tmp_path / "videos" / f"clip_{number}.mp4", frames[1:], [{}] * 2, fps=6)
+        write_recording(tmp_path / "real" / f"clip_{number}.mp4", frames, [{}] * 3, fps=6)
+    (tmp_path / "real" / "clip_10.mp4").unlink()
+    assert compare_folder(tmp_path / "videos", tmp_path / "real", num_frames=2, max_clips=1)["psnr"]["value"][0] > 15

@@ -10,8 +10,8 @@ import torch
 
 from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, VPT_CAMERA, GameActionSpec, Slot
 from rlir_env.inverse_dynamics import GameActionReading, InverseDynamicsModel, VPTConfig, VPTInverseDynamics
-from rlir_env.inverse_dynamics.resize import resize_like_opencv
 from rlir_env.inverse_dynamics.slot_projection import SlotProjection
+from rlir_env.resize import resize_like_opencv
 
 SMALL = VPTConfig(
     input_size=(12, 20),

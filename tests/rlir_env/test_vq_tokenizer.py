@@ -27,12 +27,11 @@ def tiny_tokenizer() -> VQTokenizer:
     return tokenizer
 
 
-@pytest.fixture(scope="module")
-def diffusers_model():
+def as_diffusers(**sizes):
     diffusers = pytest.importorskip("diffusers", reason="the independent implementation")
-    levels = len(TINY["block_out_channels"])
+    levels = len(sizes["block_out_channels"])
     return diffusers.VQModel(
-        **TINY,
+        **sizes,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         mid_block_add_attention=False,
@@ -40,19 +39,45 @@ def diffusers_model():
     ).eval()
 
 
-def test_equals_diffusers(diffusers_model):
-    tokenizer = tiny_tokenizer()
-    diffusers_model.load_state_dict(tokenizer.state_dict(), strict=True)
-    load_strict(tokenizer, diffusers_model.state_dict())
-    frames = torch.rand(4, 3, 16, 24)
+@pytest.fixture(scope="module")
+def diffusers_model():
+    return as_diffusers(**TINY)
+
+
+def check_equality(tokenizer: VQTokenizer, model: torch.nn.Module, frames: torch.Tensor, atol: float = 1e-5) -> None:
+    """Equal ids and pixels on the same weights, of which both know all names."""
+    model.load_state_dict(tokenizer.state_dict(), strict=True)
+    load_strict(tokenizer, model.state_dict())
     with torch.no_grad():
-        latents = diffusers_model.encode(2 * frames - 1).latents
-        ids = diffusers_model.quantize(latents)[2][2].view(4, -1)
-        images = (diffusers_model.decode(latents).sample + 1) / 2
+        latents = model.encode(2 * frames - 1).latents
+        ids = model.quantize(latents)[2][2].view(len(frames), -1)
+        images = (model.decode(latents).sample + 1) / 2
     codes = tokenizer.encode(frames)
     assert len(codes.unique()) > 5  # or equal ids would say nothing
     assert torch.equal(codes, ids)
-    torch.testing.assert_close(tokenizer.decode(codes), images.clamp(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tokenizer.decode(codes), images.clamp(0, 1), atol=atol, rtol=0)
+
+
+def test_equals_diffusers(diffusers_model):
+    check_equality(tiny_tokenizer(), diffusers_model, torch.rand(4, 3, 16, 24))
+
+
+@pytest.mark.slow
+def test_equals_diffusers_at_full_width():
+    """MineWorld's tokenizer, a frame of 224x384 pixels that is smooth in parts, so that codes differ."""
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(VQConfig()).eval()
+    assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 146_244_675
+    names = ("block_out_channels", "layers_per_block", "latent_channels", "num_vq_embeddings", "norm_num_groups")
+    coarse = torch.rand(1, 3, 14, 24)
+    frame = torch.nn.functional.interpolate(coarse, (224, 384)) * torch.rand(1, 3, 224, 384).sqrt()
+    with torch.no_grad():  # codes where the latents are
+        latents = tokenizer.quant_conv(tokenizer.encoder(2 * frame - 1))
+        codebook = tokenizer.quantize.embedding.weight
+        codebook.copy_(latents.mean() + latents.std() * torch.randn_like(codebook))
+    check_equality(
+        tokenizer, as_diffusers(**{name: getattr(tokenizer.config, name) for name in names}), frame, atol=1e-4
+    )
 
 
 def test_reads_the_config_of_diffusers(diffusers_model):

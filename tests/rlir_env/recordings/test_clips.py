@@ -180,7 +180,14 @@ def test_a_recording_that_turns_out_broken_later_gives_no_clip(record, damage, s
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_frames": 1}, {"stride": 0}, {"on_error": "ignore"}, {"action_offset": 2}, {"clips_per_recording": 0}],
+    [
+        {"num_frames": 1},
+        {"stride": 0},
+        {"on_error": "ignore"},
+        {"action_offset": 2},
+        {"clips_per_recording": 0},
+        {"resampling": "nearest"},
+    ],
 )
 def test_bad_arguments(options):
     with pytest.raises(ValueError, match="use"):

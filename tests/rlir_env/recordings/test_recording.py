@@ -46,6 +46,17 @@ def test_frames_are_resized_by_area(tmp_path, gray, event):
     np.testing.assert_allclose(small[:, 9:], 200, atol=4)
 
 
+def test_frames_are_resized_as_opencv_reads_and_resizes_them(tmp_path, event):
+    cv2 = pytest.importorskip("cv2", reason="the independent implementation")
+    noise = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8)
+    write_recording(tmp_path / "a.mp4", noise, [event()] * 3, fps=10)
+    video = cv2.VideoCapture(str(tmp_path / "a.mp4"))
+    expected = [cv2.resize(video.read()[1], (37, 21))[..., ::-1] for _ in range(3)]
+    recording = Recording(tmp_path / "a.mp4")
+    np.testing.assert_array_equal(list(recording.frames((21, 37), "bilinear")), expected)
+    assert not np.array_equal(list(recording.frames((21, 37))), expected)
+
+
 def test_colours_are_rgb(tmp_path, gray, event):
     red = gray(0)
     red[..., 0] = 200
