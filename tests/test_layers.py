@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up; a module may import its own layer and those below it. The first prefix that fits counts.
 LAYERS = [
-    ("rlir_env.game_actions", "rlir_env.layout", "rlir_env.schedules", "rlir_env.noise"),
+    ("rlir_env.game_actions", "rlir_env.layout", "rlir_env.schedules", "rlir_env.noise", "rlir_env.sizes"),
     ("rlir_env.atomic_files", "rlir_env.checkpoints", "rlir_env.resize"),
     ("rlir_env.recordings",),
     ("rlir_env.prompts",),
@@ -34,7 +34,7 @@ FORBIDDEN = {
 }
 # Of rlir_env a world model may know these, and nothing else: no env, no reward, no prompt.
 KNOWN_TO_WORLD_MODELS = tuple(
-    f"rlir_env.{name}" for name in ("game_actions", "layout", "checkpoints", "schedules", "noise")
+    f"rlir_env.{name}" for name in ("game_actions", "layout", "checkpoints", "schedules", "noise", "sizes")
 )
 # Only these may import what others must be able to do without.
 ONLY_IN = {

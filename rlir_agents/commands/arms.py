@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlir_agents.commands.composition import Config, compose_config
+from rlir_agents.commands.run_claim import check_config
 from rlir_env.atomic_files import write_text
 
 
@@ -39,6 +40,17 @@ class Run:
     def folder(self) -> Path:
         """Where it is kept."""
         return Path(self.config["folder"]) / self.name
+
+    def has(self, file: Path) -> bool:
+        """Whether it has left a file, with the settings that it would have now.
+
+        Raises:
+            ValueError: if it was made with others.
+        """
+        if not file.is_file():
+            return False
+        check_config(self.folder, self.train_config())
+        return True
 
     def train_config(self) -> Config:
         """Its config of `rlir train`."""

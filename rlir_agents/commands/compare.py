@@ -43,7 +43,7 @@ def compare(config: Config, block: str) -> None:
     """
     entries: list[dict[str, Any]] = []
     for chosen in chosen_runs(config):
-        if not _summary_file(chosen).is_file():
+        if not chosen.has(_summary_file(chosen)):
             train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
         print(console_table(_summary(chosen)), flush=True)
         entries = store_results(config["results"], _finished(config))
@@ -63,14 +63,14 @@ def _learn(run: Run) -> Learn:
     if run.arm != _CONTROL:
         return TrainingRun.learn
     timed = replace(run, arm=_TIMED_BY)
-    if not _summary_file(timed).is_file():
+    if not timed.has(_summary_file(timed)):
         raise ValueError(f"more_pretraining takes as long as {_TIMED_BY} took: run {timed.name} first")
     return FurtherPretraining(run.config["more_pretraining"], _summary(timed)["training_seconds"])
 
 
 def _finished(config: Config) -> list[dict[str, Any]]:
     """Summaries of the runs that there are; those of `rlir` with what they have over further pre-training."""
-    finished = [run for run in all_runs(config) if _summary_file(run).is_file()]
+    finished = [run for run in all_runs(config) if run.has(_summary_file(run))]
     return [_summary(run) | _beyond_control(run, replace(run, arm=_CONTROL), finished) for run in finished]
 
 

@@ -5,7 +5,7 @@ r"""rlir generate: write videos to look at, with the keys that were pressed and 
 
 It writes <folder>/clip_01.mp4 and so on (extra: video). Or MineWorld's benchmark, for `rlir score`: every clip of a
 folder (`rlir record cut`) is continued under its own name, without the given frame, its labels beside it. What is there
-already is not made again.
+already is not made again; a folder belongs to one model and its settings.
 
     rlir generate validation.folder=runs/validation folder=runs/outputs/base
     rlir generate world=published world_model=published policy=diagonal world=300M_16f.ckpt idm=idm/ data=validation/ \
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from rlir_agents.commands.assembly import Parts, frozen_parts
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.evaluating import load_policy, make_env, make_evaluator, sampling_choices
+from rlir_agents.commands.run_claim import claim
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.report import Panel, draw_comparison
 from rlir_agents.report.encoding import encode_mp4
@@ -77,6 +78,7 @@ def _continue_clips(config: Config, parts: Parts) -> None:
     prompts = ClipPrompts.from_clips(clips)
     env = make_env(config, parts, prompts, min(config["evaluation"]["batch_size"], len(clips)))
     policy = load_policy(config, parts, env, sampling_choices(config)[0])
+    claim(folder, config, [policy, parts["tokenizer"]], parts["device"], parts["autocast_dtype"])
     make_videos = generator(env, policy, collect, config["evaluation"]["seed"])
     missing = [place for place, clip in enumerate(clips) if not (folder / f"{clip.recording}.mp4").is_file()]
     with torch.no_grad(), tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip") as bar:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from rlir_env.checkpoints import fingerprint
 
 _NAME = "run.json"
 # What changes nothing that a run computes but the rounding of sums over threads.
-_FREE = ("install_seconds", "run_dir", "num_threads")
+_FREE = (
+    *("install_seconds", "run_dir", "folder", "num_threads"),
+    *("trainer.checkpoint_every", "trainer.num_checkpoints", "validation.max_clips"),
+)
+_OF_THE_MACHINE = ("device", "autocast")
 
 
 def claim(
@@ -37,24 +41,39 @@ def claim(
     Raises:
         ValueError: if the folder holds a run of another config or other weights.
     """
-    settings = {key: value for key, value in config.items() if key not in _FREE}
-    settings |= {"device": device.type, "autocast": str(autocast_dtype)}
+    settings = {**config, "device": device.type, "autocast": str(autocast_dtype)}
     now = {"config": settings, "weights": fingerprint(modules)}
     path = folder / _NAME
     if path.is_file():
-        _compare(folder, json.loads(path.read_text()), json.loads(json.dumps(now)))
+        then = json.loads(path.read_text())
+        changed = _changed(then["config"], settings, _FREE)
+        if then["weights"] != now["weights"]:
+            changed.append("the weights it starts from")
+        _refuse(folder, changed)
         return
     write_text(path, json.dumps(now, indent=1) + "\n")
 
 
-def _compare(folder: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    before, after = dict(_flat(then["config"])), dict(_flat(now["config"]))
-    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    if then["weights"] != now["weights"]:
-        changed.append("the weights it starts from")
+def check_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Compare a config with that of a run in a folder, but for its weights and for what the machine chose.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    then = json.loads((folder / _NAME).read_text())
+    _refuse(folder, _changed(then["config"], config, (*_FREE, *_OF_THE_MACHINE)))
+
+
+def _changed(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+    """Keys whose values differ."""
+    before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now))))
+    return sorted(key for key in (before.keys() | after.keys()) - set(free) if before.get(key) != after.get(key))
+
+
+def _refuse(folder: Path, changed: Sequence[str]) -> None:
     if changed:
         raise ValueError(
-            f"{folder} holds a run with other settings ({', '.join(changed)}): give run_dir=..., or delete the folder"
+            f"{folder} holds a run with other settings ({', '.join(changed)}): give another folder, or delete this one"
         )
 
 

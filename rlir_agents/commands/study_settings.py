@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> None:
     config = compose_config("study_settings", arguments)
     entries: list[dict[str, Any]] = []
     for chosen in chosen_runs(config):
-        if not _file(chosen).is_file():
+        if not chosen.has(_file(chosen)):
             write_text(_file(chosen), json.dumps(_figures(chosen), indent=1, allow_nan=False) + "\n")
         entries = store_results(config["results"], _finished(config))
     table = settings_table(entries)
@@ -64,7 +64,7 @@ def _figures(chosen: Run) -> dict[str, Any]:
 
 
 def _finished(config: Config) -> list[dict[str, Any]]:
-    return [json.loads(_file(run).read_text()) for run in all_runs(config) if _file(run).is_file()]
+    return [json.loads(_file(run).read_text()) for run in all_runs(config) if run.has(_file(run))]
 
 
 def _file(run: Run) -> Path:

@@ -22,6 +22,7 @@ from rlir_agents.world_models.activation_checkpointing import run_layer
 from rlir_agents.world_models.frame_attention import Attend, FrameLayout, frame_attention
 from rlir_agents.world_models.frame_cache import FrameCache
 from rlir_agents.world_models.latent import LatentWorldModel, SelectedSteps, check_frames
+from rlir_env.sizes import settle_sizes
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class FrameTransformerConfig:
 
     def __post_init__(self) -> None:
         """Accept lists, as they come from JSON and YAML, and check the sizes."""
-        object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+        settle_sizes(self, may_be_zero=("context_label",))
         if self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be {self.num_heads} heads of a multiple of 4 dimensions"

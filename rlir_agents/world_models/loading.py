@@ -24,11 +24,12 @@ from rlir_env.checkpoints import (
     num_blocks,
     part_of,
 )
+from rlir_env.sizes import config_of
 
-WORLD_MODELS: dict[str, Callable[[dict[str, Any]], MineWorld | NFD | Oasis]] = {
-    "MineWorld": lambda sizes: MineWorld(MineWorldConfig(**sizes)),
-    "NFD": lambda sizes: NFD(NFDConfig(**sizes)),
-    "Oasis": lambda sizes: Oasis(OasisConfig(**sizes)),
+WORLD_MODELS: dict[str, Callable[[Any], MineWorld | NFD | Oasis]] = {
+    "MineWorld": lambda sizes: MineWorld(config_of(MineWorldConfig, sizes)),
+    "NFD": lambda sizes: NFD(config_of(NFDConfig, sizes)),
+    "Oasis": lambda sizes: Oasis(config_of(OasisConfig, sizes)),
 }
 """By the class that is written in our own files, from sizes to an untrained model."""
 
@@ -93,7 +94,7 @@ def read_world_model(path: str | Path) -> MineWorld | NFD | Oasis:
     name = facts.get("class")
     if name not in WORLD_MODELS:
         raise ValueError(f"{path} holds a {name}, no world model: give a file of {' or '.join(WORLD_MODELS)}")
-    return filled(lambda: WORLD_MODELS[name](facts["sizes"]), own_weights(weights))
+    return filled(lambda: WORLD_MODELS[name](facts.get("sizes")), own_weights(weights))
 
 
 def own_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -248,7 +249,7 @@ def nfd_config(weights: Mapping[str, Tensor], latent_size: tuple[int, int] = (14
         "action_dim": weights[found[0]].shape[1],
         "action_embedding": embeddings[found[0]],
     }
-    return NFDConfig(**{**sizes, **settings})
+    return config_of(NFDConfig, {**sizes, **settings})
 
 
 # Every attention of Oasis holds the frequencies of its kind; some files name them once, some everywhere.
@@ -297,7 +298,7 @@ def oasis_config(
         "intermediate_size": weights["blocks.0.s_mlp.fc1.weight"].shape[0],
         "action_dim": weights["external_cond.weight"].shape[1],
     }
-    return OasisConfig(**{**sizes, **settings})
+    return config_of(OasisConfig, {**sizes, **settings})
 
 
 _UNTOLD_OF_LATENTS = ("latent_shape", "max_frames", "num_heads")  # of the first height and width

@@ -30,6 +30,7 @@ from rlir_agents.world_models.layers import (
     rotary_table,
 )
 from rlir_agents.world_models.positioned_cache import PositionedCache
+from rlir_env.sizes import settle_sizes
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class MineWorldConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        settle_sizes(self)
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be {self.num_attention_heads} heads of an even dimension"

@@ -51,8 +51,6 @@ class NFDConfig(FrameTransformerConfig):
     def __post_init__(self) -> None:
         """Accept lists, as they come from JSON and YAML, and check the sizes."""
         super().__post_init__()
-        if self.rope_dims is not None:
-            object.__setattr__(self, "rope_dims", tuple(self.rope_dims))
         dims = self.axis_dims
         if len(dims) != 3 or sum(dims) != self.head_dim or any(dim % 2 or dim < 2 for dim in dims):
             raise ValueError(f"rope_dims={dims} must be three even numbers that add up to {self.head_dim}")

@@ -15,17 +15,20 @@ from torch import nn
 
 from rlir_env.checkpoints import load_safetensors, load_strict, save_safetensors
 from rlir_env.inverse_dynamics import InverseDynamicsModel, VPTConfig, VPTInverseDynamics
+from rlir_env.sizes import config_of
 from rlir_env.tokenizers import KLConfig, KLTokenizer, Tokenizer, ViTConfig, ViTTokenizer, VQConfig, VQTokenizer
 
 Model = TypeVar("Model", bound=nn.Module)
-Builders = Mapping[str, Callable[[dict[str, Any]], Model]]
+Builders = Mapping[str, Callable[[Any], Model]]
 
 TOKENIZERS: Builders[Tokenizer] = {
-    "VQTokenizer": lambda sizes: VQTokenizer(VQConfig(**sizes)),
-    "KLTokenizer": lambda sizes: KLTokenizer(KLConfig(**sizes)),
-    "ViTTokenizer": lambda sizes: ViTTokenizer(ViTConfig(**sizes)),
+    "VQTokenizer": lambda sizes: VQTokenizer(config_of(VQConfig, sizes)),
+    "KLTokenizer": lambda sizes: KLTokenizer(config_of(KLConfig, sizes)),
+    "ViTTokenizer": lambda sizes: ViTTokenizer(config_of(ViTConfig, sizes)),
 }
-IDMS: Builders[InverseDynamicsModel] = {"VPTInverseDynamics": lambda sizes: VPTInverseDynamics(VPTConfig(**sizes))}
+IDMS: Builders[InverseDynamicsModel] = {
+    "VPTInverseDynamics": lambda sizes: VPTInverseDynamics(config_of(VPTConfig, sizes))
+}
 
 
 def write_model(path: str | Path, model: Any, dtype: torch.dtype | None = None, **facts: Any) -> None:

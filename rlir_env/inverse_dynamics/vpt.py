@@ -25,6 +25,7 @@ from rlir_env.inverse_dynamics.base import GameActionReading, InverseDynamicsMod
 from rlir_env.inverse_dynamics.slot_projection import CAMERA_AXES, NUM_CAMERA_BINS, SlotProjection
 from rlir_env.inverse_dynamics.vpt_network import VPTNetwork
 from rlir_env.resize import resize_like_opencv
+from rlir_env.sizes import settle_sizes
 
 _IMPALA_BASE_CHANNELS = (16, 32, 32)
 # A fresh model reads "pressed" with probability 0.27. Without this preference "none" and "both"
@@ -70,9 +71,8 @@ class VPTConfig:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        """Accepts lists, as they come from JSON and YAML."""
-        object.__setattr__(self, "input_size", tuple(self.input_size))
-        object.__setattr__(self, "impala_channels", tuple(self.impala_channels))
+        """Accepts lists, as they come from JSON and YAML, and checks the sizes."""
+        settle_sizes(self)
         if self.hidsize % self.num_heads:
             raise ValueError(f"hidsize {self.hidsize} must be a multiple of num_heads {self.num_heads}")
 

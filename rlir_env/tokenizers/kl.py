@@ -10,7 +10,6 @@ Letters: N frames, H, W frame size, c channels of a latent, h, w size of the gri
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlir_env.checkpoints import filled, load_foreign, num_blocks, part_of
+from rlir_env.sizes import settle_sizes
 from rlir_env.tokenizers.kl_layers import Decoder, Encoder
 from rlir_env.tokenizers.latent import LatentTokenizer
 
@@ -48,15 +48,12 @@ class KLConfig:
 
     def __post_init__(self) -> None:
         """Accepts lists, as they come from JSON and YAML, and checks the sizes."""
-        object.__setattr__(self, "frame_size", tuple(self.frame_size))
-        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
-        if not self.ch_mult:
-            raise ValueError("ch_mult is empty; give one factor per level, for instance (1, 2, 4)")
+        settle_sizes(self)
         if any(width % self.norm_num_groups for width in self.widths):
             raise ValueError(f"norm_num_groups={self.norm_num_groups} must divide all widths {self.widths}")
         if any(size % self.stride for size in self.frame_size):
             raise ValueError(f"frame_size {self.frame_size} must be a multiple of the stride {self.stride}")
-        if not 0 < self.scale_factor < math.inf:
+        if self.scale_factor == 0:
             raise ValueError(f"scale_factor={self.scale_factor} must be positive; use 1 to leave latents as they are")
 
     @classmethod

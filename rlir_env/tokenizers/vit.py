@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from rlir_env.checkpoints import filled, load_foreign, num_blocks, part_of
+from rlir_env.sizes import settle_sizes
 from rlir_env.tokenizers.latent import LatentTokenizer
 
 _EPS = 1e-6
@@ -56,13 +57,13 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         """Accepts lists, as they come from JSON and YAML, and checks the sizes."""
-        object.__setattr__(self, "frame_size", tuple(self.frame_size))
+        settle_sizes(self)
         if any(size % self.patch_size for size in self.frame_size):
             raise ValueError(f"frame_size {self.frame_size} must be a multiple of patch_size={self.patch_size}")
         for width, heads in ((self.enc_dim, self.enc_heads), (self.dec_dim, self.dec_heads)):
-            if heads < 1 or width % (8 * heads):
+            if width % (8 * heads):
                 raise ValueError(f"a width of {width} must be {heads} heads of a multiple of 8 dimensions")
-        if not 0 < self.scale_factor < math.inf:
+        if self.scale_factor == 0:
             raise ValueError(f"scale_factor={self.scale_factor} must be positive; use 1 to leave latents as they are")
 
     @classmethod

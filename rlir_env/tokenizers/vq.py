@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlir_env.checkpoints import filled, load_foreign, num_blocks, part_of
+from rlir_env.sizes import settle_sizes
 from rlir_env.tokenizers.base import Tokenizer, as_unit_floats
 from rlir_env.tokenizers.vq_layers import Decoder, Encoder
 
@@ -64,8 +65,7 @@ class VQConfig:
 
     def __post_init__(self) -> None:
         """Accepts lists, as they come from JSON and YAML, and checks the sizes."""
-        object.__setattr__(self, "frame_size", tuple(self.frame_size))
-        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        settle_sizes(self)
         if any(width % self.norm_num_groups for width in self.block_out_channels):
             raise ValueError(f"norm_num_groups={self.norm_num_groups} must divide {self.block_out_channels}")
         if any(size % self.stride for size in self.frame_size):

@@ -199,6 +199,7 @@ def test_labels_and_scores_of_videos(assets, tmp_path, capsys):
     assert all(row["fvd"] == row["lpips"] == "" and float(row["psnr"]) > 5 for row in rows)
     assert float(rows[0]["f1_macro"]) < 1
     visual = json.loads((tmp_path / "metrics" / "fvd_own.json").read_text())
+    assert visual["fvd"] is None and visual["lpips"] is None  # said to be empty
     assert visual["mean"]["exp_name"] == "own" and len(visual["ssim"]["value_std"]) == 15
 
 
@@ -243,15 +244,19 @@ def test_compare_is_resumable(assets, tmp_path, capsys):
     assert main([*run, "only=[shuffled_actions_seed0]"]) == 0
     assert "evaluating" not in capsys.readouterr().out
     assert json.loads(results.read_text()) == entries  # of all that are finished
+    other = listed([f"world.name={assets}", *TINY_RUN, "optimizer.lr=0.5"])
+    assert main([*run, f"overrides={other}"]) == 2  # not taken for the runs that there are
+    assert "rlir_seed0 holds a run with other settings (optimizer.lr)" in capsys.readouterr().err
     assert main([*run, "only=[rlir_seed7]"]) == 2
     assert "there is no run rlir_seed7; there are rlir_seed0, more_pretraining_seed0" in capsys.readouterr().err
     assert main([*run, f"folder={tmp_path}/other", "only=[more_pretraining_seed0]"]) == 2
     assert "run rlir_seed0 first" in capsys.readouterr().err
     (tmp_path / "runs").rename(tmp_path / "elsewhere")  # as in a fresh clone: the results are there, their runs are not
+    results.write_text(json.dumps([*entries[:2], entries[2] | {"seconds": -1}, *entries[3:]]))
     assert main([*run, "only=[shuffled_actions_seed0]"]) == 0
     kept = json.loads(results.read_text())
     assert [kept[0], kept[1], *kept[3:]] == [entries[0], entries[1], *entries[3:]]
-    assert kept[2]["figures"] == entries[2]["figures"] and kept[2]["seconds"] != entries[2]["seconds"]
+    assert kept[2]["figures"] == entries[2]["figures"] and kept[2]["seconds"] > 0
 
 
 def test_settings_are_compared_by_the_coach_on_dev_prompts(assets, tmp_path, capsys, monkeypatch):

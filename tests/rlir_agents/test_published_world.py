@@ -195,7 +195,7 @@ def test_benchmark_from_recordings_to_scores(files, tmp_path, capsys):
     make += [f"validation.folder={clips}", "validation.num_frames=4", "evaluation.batch_size=2", f"folder={outputs}"]
     assert main(make) == 0
     names = sorted(path.name for path in clips.iterdir())
-    assert len(names) == 6 and sorted(path.name for path in outputs.iterdir()) == names
+    assert len(names) == 6 and sorted(path.name for path in outputs.glob("clip_*")) == names
     with av.open(str(outputs / "clip_0.mp4")) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "mpeg4" and stream.average_rate == 6 and stream.frames == 3
@@ -203,6 +203,8 @@ def test_benchmark_from_recordings_to_scores(files, tmp_path, capsys):
     (outputs / "clip_1.mp4").unlink()
     assert main(make) == 0  # only what is missing is made, and from its own noise
     assert {name: (outputs / name).read_bytes() for name in names} == first
+    assert main([*make, "validation.action_offset=1"]) == 2  # would mix two kinds of clips
+    assert "other settings (validation.action_offset)" in capsys.readouterr().err
     other = tmp_path / "other"
     assert main([*make, "validation.action_offset=1", f"folder={other}"]) == 0
     assert any((other / name).read_bytes() != first[name] for name in names if name.endswith(".mp4"))
