@@ -33,7 +33,7 @@ from rlir_agents.report.encoding import encode_mp4
 from rlir_agents.rollouts import collect
 from rlir_agents.video_makers import generator
 from rlir_env.prompts import ClipPrompts
-from rlir_env.recordings import list_recordings, validation_clips, write_generated_clip
+from rlir_env.recordings import list_recordings, truncate_pixels, validation_clips, write_generated_clip
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -83,9 +83,7 @@ def _continue_clips(config: Config, parts: Parts) -> None:
     missing = [place for place, clip in enumerate(clips) if not (folder / f"{clip.recording}.mp4").is_file()]
     with torch.no_grad(), tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip") as bar:
         for index in torch.tensor(missing, dtype=torch.long).split(env.batch_size[0]):
-            videos = make_videos(index)[:, 1:].cpu()
-            # As the published script: a pixel is truncated, not rounded.
-            frames = videos if videos.dtype == torch.uint8 else (videos.clamp(0, 1) * 255).to(torch.uint8)
+            frames = truncate_pixels(make_videos(index)[:, 1:]).cpu()
             for place, video in zip(index.tolist(), frames.permute(0, 1, 3, 4, 2).numpy(), strict=True):
                 name = clips[place].recording
                 write_generated_clip(folder / f"{name}.mp4", video, settings["frames_per_second"])

@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(f"give {', '.join(too_small)}")
     name, folder = config["run"] or Path(config["videos"]).name, Path(config["metrics"])
     references = Path(config["references"] or config["labels"])
-    names = [video.name for video in list_recordings(config["videos"])]
+    names = [str(video.relative_to(config["videos"])) for video in list_recordings(config["videos"])]
     are_there = all((references / name).is_file() for name in names)
     if not are_there and config["references"] is not None:
         raise ValueError(f"references={references}: there are not all of {', '.join(names[:3])}, ...")

@@ -8,6 +8,7 @@ Letters: B rows, L sequence length, n positions, h hidden, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from rlir_agents.world_models.kv_cache import KVCache
 class DecodingWeights(ABC):
     """A frozen copy of a world model's weights, made for feeding a few tokens at a time."""
 
+    @property
     @abstractmethod
-    def fits(self, other: DecodingWeights) -> bool:
-        """Whether a cache of these weights serves ``other``, too: the same sizes, dtype and device."""
+    def cache_key(self) -> Hashable:
+        """What a cache is made for, such as sizes, dtype and device: those of equal keys serve each other."""
 
     @abstractmethod
     def new_cache(self, num_rows: int, max_length: int) -> KVCache:

@@ -71,9 +71,17 @@ class Decoder:
             token: Integer ``[B, L]``; kept, and read as it fills.
             num_known: n of it are known. The last is not read yet: the next :meth:`sample` does.
         """
+        kept, self._reading = self._reading, None
+        last = None if kept is None else ((kept.weights.cache_key, kept.token.shape), kept.cache)
+        del kept  # the last copy of the weights goes before the next is made: they may fill most of a memory
         dtype = next(world_model.parameters()).dtype if self.dtype is None else self.dtype
         weights = world_model.decoding_weights(dtype)
-        cache = self._empty_cache(weights, token)
+        if last is not None and last[0] == (weights.cache_key, token.shape):
+            cache = last[1]
+            cache.clear()
+        else:
+            last = None  # frees its memory before as much is asked for
+            cache = self._new_cache(weights, *token.shape)
         self._reading = Reading(weights, weights_version(world_model), cache, token)
         self._read(self._reading, num_known)
 
@@ -145,15 +153,6 @@ class Decoder:
 
     def _new_cache(self, weights: DecodingWeights, num_rows: int, max_length: int) -> KVCache:
         return weights.new_cache(num_rows, max_length)
-
-    def _empty_cache(self, weights: DecodingWeights, token: Tensor) -> KVCache:
-        """The last one's memory if it fits; else a new one, after the old one is freed."""
-        reading, self._reading = self._reading, None
-        if reading is not None and reading.token.shape == token.shape and reading.weights.fits(weights):
-            reading.cache.clear()
-            return reading.cache
-        del reading
-        return self._new_cache(weights, *token.shape)
 
 
 def generate(

@@ -8,7 +8,7 @@ Letters: B rows, L sequence length, n positions, h hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -151,12 +151,10 @@ class MineWorldDecoding(DecodingWeights):
         table = rotary_table(model.max_length, model.config.head_dim, model.config.rope_theta, self.device)
         self.rotary = Rotary(*(entry.to(dtype) for entry in table))
 
-    def fits(self, other: DecodingWeights) -> bool:
-        """Whether a cache of these weights serves ``other``, too; see the base class."""
-        if not isinstance(other, MineWorldDecoding):
-            return False
-        mine, theirs = (self.config, self.dtype, self.device), (other.config, other.dtype, other.device)
-        return mine == theirs
+    @property
+    def cache_key(self) -> Hashable:
+        """Sizes, dtype and device; see the base class."""
+        return type(self), self.config, self.dtype, self.device
 
     def new_cache(self, num_rows: int, max_length: int) -> KVCache:
         """An empty cache; see the base class."""

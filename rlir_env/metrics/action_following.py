@@ -205,7 +205,7 @@ def score_folder(
 
     Args:
         videos: Folder of ``.mp4`` files of generated frames.
-        labels: Folder of files of the same names, VPT's events or env actions.
+        labels: Folder of files of the same names, in the same folders below it; VPT's events or env actions.
         idm: Reader of Minecraft's slots.
         num_frames: Read of each video.
         first_line: Of the labels that is compared.
@@ -223,7 +223,7 @@ def score_folder(
     counts = torch.zeros(MINECRAFT.num_slots, *[max(MINECRAFT.num_classes)] * 2, dtype=torch.long)
     lines, device = slice(first_line, first_line + num_frames), next(idm.parameters()).device
     for video in tqdm(list_recordings(videos)[:max_clips], desc="reading videos", unit="clip", leave=False):
-        file = Path(labels) / f"{video.stem}.jsonl"
+        file = Path(labels) / video.relative_to(videos).with_suffix(".jsonl")
         # As the script: what was pressed at once stays pressed, unlike in the words that MineWorld reads.
         env_actions, _ = env_actions_of(read_events(file)[lines], file, cancel_conflicts=False)
         if len(env_actions) < num_frames:

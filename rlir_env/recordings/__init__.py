@@ -13,7 +13,12 @@ from rlir_env.recordings.recording import (
     video_frames,
 )
 from rlir_env.recordings.validate import FolderReport, validate_folder
-from rlir_env.recordings.validation_clips import validation_clips, write_generated_clip, write_validation_clips
+from rlir_env.recordings.validation_clips import (
+    truncate_pixels,
+    validation_clips,
+    write_generated_clip,
+    write_validation_clips,
+)
 from rlir_env.recordings.vpt_hygiene import VPTHygiene, paste_cursor
 from rlir_env.recordings.vpt_index import VPTIndex
 from rlir_env.recordings.writer import RecordingWriter, write_recording
@@ -38,6 +43,7 @@ __all__ = [
     "paste_cursor",
     "read_events",
     "split_recordings",
+    "truncate_pixels",
     "validate_folder",
     "validation_clips",
     "video_frames",

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from rlir_env.atomic_files import replacing
 from rlir_env.game_actions import EnvAction
@@ -90,6 +91,19 @@ def validation_clips(
             raise RecordingError(f"{path}: fewer than {num_frames} frames; give a smaller validation.num_frames")
         clips.append(clip)
     return clips
+
+
+def truncate_pixels(videos: torch.Tensor) -> torch.Tensor:
+    """Pixels in [0, 1] as bytes, truncated and not rounded, as MineWorld's script does.
+
+    Args:
+        videos: Float of any shape; uint8 is returned as it is.
+
+    Example:
+        >>> truncate_pixels(torch.tensor([0.999, 1.0, 1.1, -0.1])).tolist()
+        [254, 255, 255, 0]
+    """
+    return videos if videos.dtype == torch.uint8 else (videos.clamp(0, 1) * 255).to(torch.uint8)
 
 
 def write_generated_clip(path: str | Path, frames: np.ndarray, fps: int = 6) -> None:

@@ -1,6 +1,7 @@
 """The token policy and its critic: two modes, one distribution, inside TorchRL's own losses."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from rlir_agents.losses import GRPOLoss
 from rlir_agents.policies import TokenPolicy, TokenValue
 from rlir_agents.policies.token_steps import TokenSteps
 from rlir_agents.rollouts import collect
-from rlir_agents.world_models import MineWorld
+from rlir_agents.world_models import DecodingWeights, MineWorld
 from rlir_env.envs import TokenGenerationEnv
 from rlir_env.testing import identity_world
 
@@ -167,6 +168,25 @@ def test_cache_follows_the_tokens_and_the_weights() -> None:
     fresh = copy.deepcopy(policy)  # has read nothing
     assert torch.equal(policy(state.clone())["action_log_prob"], fresh(state.clone())["action_log_prob"])
     assert policy.cache_bytes > 0 and copy.deepcopy(policy).cache_bytes == 0
+
+
+def test_one_copy_of_the_weights_is_there_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_env()
+    policy = make_policy(env)
+    model, copies = policy.world_model, []
+    copied = model.decoding_weights
+
+    def watched(dtype: torch.dtype) -> DecodingWeights:
+        assert all(reference() is None for reference in copies)
+        weights = copied(dtype)
+        copies.append(weakref.ref(weights))
+        return weights
+
+    monkeypatch.setattr(model, "decoding_weights", watched)
+    for _ in range(3):
+        collect(env, policy)
+        perturb(policy)
+    assert len(copies) == 3 and copies[-1]() is not None
 
 
 def test_wrong_batches_are_named() -> None:

@@ -10,6 +10,7 @@ Letters: B rows, L sequence length, n new tokens, h hidden, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -68,12 +69,11 @@ class GRUDecoding(DecodingWeights):
         """Keep a copy that nobody trains."""
         self._model = model
 
-    def fits(self, other: DecodingWeights) -> bool:
-        """Whether a cache of these weights serves ``other``, too."""
-        if not isinstance(other, GRUDecoding):
-            return False
-        mine, theirs = self._model.head.weight, other._model.head.weight
-        return mine.shape == theirs.shape and mine.dtype == theirs.dtype
+    @property
+    def cache_key(self) -> Hashable:
+        """Caches of equal keys serve each other."""
+        weight = self._model.head.weight
+        return GRUDecoding, weight.shape, weight.dtype, weight.device
 
     def new_cache(self, num_rows: int, max_length: int) -> RecurrentCache:
         """An empty cache."""
