@@ -9,10 +9,19 @@ from torch import nn
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The named device; ``"auto"`` takes the GPU where there is one."""
+    """The named device; ``"auto"`` takes the GPU where there is one.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without CUDA
+        raise ValueError(f"device={name!r}: use auto, cpu or cuda ({str(error).splitlines()[0]})") from error
+    return device
 
 
 def default_autocast_dtype(device: torch.device | str) -> torch.dtype | None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config
-from rlir_agents.hardware import choose_autocast_dtype, choose_device
+from rlir_agents.commands.machine import set_up_machine
 from rlir_agents.trainer import Trainer
 from rlir_agents.world_models.low_rank import add_low_rank
 from rlir_env.assets import World
@@ -40,13 +40,10 @@ class Assembly:
 
 def frozen_parts(config: Config) -> Parts:
     """The machine and the world: device, precision, tokenizer, coach."""
-    device = choose_device(config["device"])
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
+    machine = set_up_machine(config)
     if not isinstance(config["seed"], int):
         raise ValueError(f"seed={config['seed']!r}: give a whole number")
     torch.manual_seed(config["seed"])
-    machine = {"device": device, "autocast_dtype": choose_autocast_dtype(config["autocast"], device)}
     return world_parts(build(config["world"]["frozen"], machine, "world.frozen"), machine)
 
 

@@ -32,6 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     files = [argument for argument in arguments if argument.partition("=")[0] in FILES]
     if has_shapes and files:
         print(f"counted for the published shapes; nothing is read of {', '.join(files)}")
+    print("counting an iteration, without its memory; minutes at the published sizes", flush=True)
     print(estimate_table(estimate(config, has_shapes)))
 
 

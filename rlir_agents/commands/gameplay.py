@@ -31,6 +31,8 @@ def recorded(config: Config, name: str) -> Path:
         return folder
     from rlir_env.recordings.recorders.doom import MAP_SETS, record
 
+    if name not in MAP_SETS:
+        raise ValueError(f"recordings.sets.{name}: {folder} has none, and Doom's sets are {', '.join(MAP_SETS)}")
     folder.mkdir(parents=True, exist_ok=True)
     marker.touch()
     record(

@@ -28,8 +28,8 @@ import torch
 from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.gameplay import archive
+from rlir_agents.commands.machine import set_up_machine
 from rlir_agents.commands.run_claim import claim
-from rlir_agents.hardware import choose_autocast_dtype, choose_device
 from rlir_agents.pretraining import Pretrainer
 from rlir_agents.run_folder import RunFolder
 from rlir_env.assets import write_model
@@ -63,11 +63,9 @@ def pretrain(config: Config, command: str) -> dict[str, float]:
     Returns:
         Figures on held-out recordings.
     """
-    device = choose_device(config["device"])
-    dtype = choose_autocast_dtype(config["autocast"], device)
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
-    parts = gameplay_parts(config) | {"device": device, "autocast_dtype": dtype}
+    machine = set_up_machine(config)
+    device, dtype = machine["device"], machine["autocast_dtype"]
+    parts = gameplay_parts(config) | machine
     torch.manual_seed(config["seed"])
     model = build(config["network"], parts, "network").to(device)
     folder = Path(config["run_dir"])

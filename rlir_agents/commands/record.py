@@ -16,12 +16,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from rlir_agents.commands.chosen_reader import chosen_reader
 from rlir_agents.commands.composition import compose_config, describe
 from rlir_agents.commands.gameplay import recorded
+from rlir_agents.commands.machine import set_up_machine
+from rlir_agents.hardware import autocast
 from rlir_env.atomic_files import write_text
 from rlir_env.inverse_dynamics import label_frames
 from rlir_env.recordings import (
@@ -101,8 +102,7 @@ def _label(videos: Sequence[str], overrides: Sequence[str]) -> None:
     config = compose_config(_CONFIGS["label"], overrides)
     if not videos:
         raise ValueError("no videos: write `rlir record label VIDEO ... [key=value ...]`")
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
+    machine = set_up_machine(config)
     files = {video: _labels_of(Path(video), config["folder"]) for video in videos}
     if len(set(files.values())) < len(files):
         raise ValueError(
@@ -111,9 +111,10 @@ def _label(videos: Sequence[str], overrides: Sequence[str]) -> None:
     there = [str(file) for file in files.values() if file.exists()]
     if there:
         raise ValueError(f"labels are there already: {', '.join(there)}; move them, or give another folder=")
-    idm = chosen_reader(config, "coach")
+    idm = chosen_reader(config, machine["device"], "coach")
     for video, file in tqdm(files.items(), desc="labelling", unit="video"):
-        lines = [json.dumps(event) for event in label_frames(video_frames(video), idm)]
+        with autocast(machine["device"], machine["autocast_dtype"]):
+            lines = [json.dumps(event) for event in label_frames(video_frames(video), idm)]
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "".join(f"{line}\n" for line in lines))
         tqdm.write(f"{file}: {len(lines)} lines")

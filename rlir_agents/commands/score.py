@@ -18,11 +18,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
 from rlir_agents.commands.chosen_reader import chosen_reader
 from rlir_agents.commands.composition import compose_config, describe
-from rlir_agents.hardware import autocast, choose_autocast_dtype, device_of
+from rlir_agents.commands.machine import set_up_machine
+from rlir_agents.hardware import autocast
 from rlir_agents.report.tables import align, number
 from rlir_env.atomic_files import write_text
 from rlir_env.metrics import compare_folder, score_folder
@@ -36,8 +35,7 @@ _COLUMNS = ("experiment", *_VISUAL, *_FOLLOWING, "camera_loss")
 def run(arguments: Sequence[str]) -> None:
     """Score a folder, and tabulate all that were scored."""
     config = compose_config("score", arguments)
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
+    machine = set_up_machine(config)
     limits = {"num_frames": 1, "max_clips": 1, "first_line": 0}
     too_small = [f"{key} at least {least}" for key, least in limits.items() if config[key] < least]
     if too_small:
@@ -48,8 +46,8 @@ def run(arguments: Sequence[str]) -> None:
     are_there = all((references / name).is_file() for name in names)
     if not are_there and config["references"] is not None:
         raise ValueError(f"references={references}: there are not all of {', '.join(names[:3])}, ...")
-    idm = chosen_reader(config, "judge")
-    with autocast(device_of(idm), choose_autocast_dtype(config["autocast"], device_of(idm))):
+    idm = chosen_reader(config, machine["device"], "judge")
+    with autocast(machine["device"], machine["autocast_dtype"]):
         following = score_folder(
             config["videos"],
             config["labels"],

@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.gameplay import archive
-from rlir_agents.hardware import choose_autocast_dtype, choose_device
+from rlir_agents.commands.machine import set_up_machine
 from rlir_agents.reader_figures import reader_figures
 from rlir_agents.reader_study import ReaderStudy, piece_bounds, spread_clips
 from rlir_agents.report import readers_console, readers_markdown, readers_page, replace_block
@@ -58,15 +56,14 @@ def _figures(config: Config, command: str) -> dict[str, Any]:
     for length in lengths:
         piece_bounds(lengths[-1], length)  # complains of what cannot be cut
     weights = {name: _weights(config, name) for name in (*READERS, "tokenizer")}
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
-    device = choose_device(config["device"])
+    machine = set_up_machine(config)
+    device = machine["device"]
     tokenizer = read_tokenizer(weights["tokenizer"]).to(device)
     study = ReaderStudy(
         {name: read_idm(weights[name]).to(device) for name in READERS},
         tokenizer,
         device,
-        choose_autocast_dtype(config["autocast"], device),
+        machine["autocast_dtype"],
         config["batch_size"],
     )
     gameplay = archive(config | {"frame_size": tokenizer.frame_size}, config["maps"])

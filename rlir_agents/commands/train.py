@@ -65,6 +65,7 @@ def train(config: Config, command: str, learn: Learn = TrainingRun.learn) -> dic
         The summary.
     """
     started = time.monotonic()
+    print(f"{config['run_dir']}: reading models and prompts", flush=True)
     run = TrainingRun(config)
     seconds_before = run.logged_seconds()
     learn(run)

@@ -80,8 +80,10 @@ class InverseDynamicsModel(nn.Module, ABC):
             A :class:`GameActionReading` with leading shape ``[..., n]``.
 
         Raises:
-            ValueError: If ``align`` is unknown or the clip is too short for it.
+            ValueError: If ``align`` is unknown, the clip is too short for it, or these are no frames.
         """
+        if frames.ndim < 4 or frames.shape[-3] != 3:
+            raise ValueError(f"frames are {list(frames.shape)}: give [..., F, 3, H, W]")
         num_readings = _num_readings(frames.shape[-4], align)
         clips = frames.reshape(-1, *frames.shape[-4:])
         chunks = [self.read_frames(chunk) for chunk in clips.split(self._clips_per_chunk(clips))]

@@ -129,7 +129,7 @@ class VPTConfig:
             args = content["model"]["args"]
             return cls.from_published(args["net"]["args"], args["pi_head_opts"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no settings of VPT's IDM: {error!r} is missing") from error
+            raise ValueError(f"{path} holds no settings of VPT's IDM: {error!r}") from error
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], **settings: Any) -> VPTConfig:

@@ -110,7 +110,8 @@ def compare_folder(
     named = sorted(list_recordings(videos), key=_trailing_number)
     for video in tqdm(named[:max_clips], desc="comparing videos", unit="clip", leave=False):
         generated = _as_published(first_frames(video, num_frames))
-        reference = _as_published(first_frames(Path(references) / video.relative_to(videos), first_frame + num_frames)[first_frame:])
+        real = first_frames(Path(references) / video.relative_to(videos), first_frame + num_frames)
+        reference = _as_published(real[first_frame:])
         for name, measure in measures.items():
             by_clip[name].append(measure(generated, reference))
     figures = {}

@@ -71,6 +71,12 @@ class ClipFilter:
     max_null_run: int | None = 7
     static_threshold: float = 0.5
 
+    def __post_init__(self) -> None:
+        for name in ("max_static_run", "max_null_run", "static_threshold"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name}={value}: give 0 or more")
+
     @classmethod
     def keep_all(cls) -> ClipFilter:
         """A filter that drops nothing."""

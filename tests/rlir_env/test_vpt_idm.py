@@ -103,7 +103,7 @@ def test_published_files_that_do_not_fit_are_refused(fixture, published_files):
     with pytest.raises(ValueError, match=r"1 tensors belong to nothing that is known: optimizer\.a"):
         VPTInverseDynamics.from_files(model, weights)
     model.write_bytes(pickle.dumps({"model": {"function": "ypt.model.policy:create"}}))
-    with pytest.raises(ValueError, match="holds no settings of VPT's IDM: KeyError\\('args'\\) is missing"):
+    with pytest.raises(ValueError, match="holds no settings of VPT's IDM: KeyError\\('args'\\)"):
         VPTInverseDynamics.from_files(model, weights)
 
 
@@ -252,6 +252,8 @@ def test_contract_of_the_readings(small_idm):
     torch.testing.assert_close(small_idm.slot_log_probs(frames[1, 2]), log_probs[1, 2])
     with pytest.raises(ValueError, match="align"):
         small_idm.slot_log_probs(frames, align="offline")
+    with pytest.raises(ValueError, match=r"give \[\.\.\., F, 3, H, W\]"):
+        small_idm.slot_log_probs(frames.movedim(-3, -1))
     with pytest.raises(ValueError, match="at least 2 frames"):
         small_idm.slot_log_probs(frames[:, :, :1])
 

@@ -194,6 +194,12 @@ def test_bad_arguments(options):
         ClipSource([], SIZE, **options)
 
 
+@pytest.mark.parametrize("name", ["max_static_run", "max_null_run", "static_threshold"])
+def test_a_filter_counts_from_zero(name):
+    with pytest.raises(ValueError, match=f"{name}=-1"):
+        ClipFilter(**{name: -1})
+
+
 def test_split_is_by_name_and_stable():
     paths = [f"run_{k}.mp4" for k in range(1000)]
     fractions = {"train": 0.8, "validation": 0.2}
