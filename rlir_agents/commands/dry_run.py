@@ -5,6 +5,7 @@ Files of others are not needed: `dry_run` of the experiment says which published
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -32,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     files = [argument for argument in arguments if argument.partition("=")[0] in FILES]
     if has_shapes and files:
         print(f"counted for the published shapes; nothing is read of {', '.join(files)}")
-    print("counting an iteration, without its memory; minutes at the published sizes", flush=True)
+    print("counting an iteration, without its memory; minutes at the published sizes", file=sys.stderr, flush=True)
     print(estimate_table(estimate(config, has_shapes)))
 
 
