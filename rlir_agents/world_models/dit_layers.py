@@ -150,10 +150,3 @@ def initialize(model: nn.Module, zeros: Iterable[nn.Module]) -> None:
 def precise(tensor: Tensor) -> torch.autocast:
     """A context in which products keep the weights' precision."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype of matrix products: that of autocast where it is on, else the weight's own."""
-    device_type = weight.device.type
-    is_autocast = torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if is_autocast else weight.dtype

@@ -1,4 +1,4 @@
-"""Which way attention takes: plain products in blocks, which suit a CPU's caches, or torch's fused kernels."""
+"""How products are made: attention in blocks that suit a CPU's caches or by torch's fused kernels, and their dtype."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 _is_as_on_gpu: ContextVar[bool] = ContextVar("is_as_on_gpu", default=False)
@@ -24,3 +25,10 @@ def as_on_gpu() -> Iterator[None]:
         yield
     finally:
         _is_as_on_gpu.reset(token)
+
+
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of matrix products with a tensor: that of autocast where it is on, else the tensor's own."""
+    device_type = tensor.device.type
+    is_autocast = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if is_autocast else tensor.dtype

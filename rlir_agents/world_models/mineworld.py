@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlir_agents.world_models.activation_checkpointing import run_layer
 from rlir_agents.world_models.base import DecodingWeights, TokenWorldModel
 from rlir_agents.world_models.cpu_cache import new_cache
+from rlir_agents.world_models.kernels import product_dtype
 from rlir_agents.world_models.kv_cache import KVCache
 from rlir_agents.world_models.layers import (
     Attend,
@@ -118,7 +119,7 @@ class MineWorld(TokenWorldModel):
         x = trunk.embed_tokens(token.long())
         for layer in trunk.layers:
             x = run_layer(layer, self.checkpoints_activations, x, rotary, attend)
-        return rms_norm(x, trunk.norm.weight, config.rms_norm_eps).to(_product_dtype(x))
+        return rms_norm(x, trunk.norm.weight, config.rms_norm_eps).to(product_dtype(x))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores ``[..., V]``; see the base class."""
@@ -229,7 +230,7 @@ class _Layer(nn.Module):
         self.mlp = _MLP(config)
 
     def forward(self, x: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
-        return layer_forward(x, self.weights(), rotary, attend, _product_dtype(x), self.eps)
+        return layer_forward(x, self.weights(), rotary, attend, product_dtype(x), self.eps)
 
     def weights(self) -> LayerWeights:
         """The parameters, stacked; differentiable."""
@@ -266,13 +267,6 @@ class _MLP(nn.Module):
 def _cast(weights: LayerWeights, dtype: torch.dtype) -> LayerWeights:
     """A detached copy: matrices in ``dtype``, norms as they are."""
     return LayerWeights(*(w.detach().to(dtype if w.ndim == 2 else w.dtype, copy=True) for w in weights))
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products: that of autocast where it is on, else the activation's own."""
-    device_type = x.device.type
-    is_autocast = torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if is_autocast else x.dtype
 
 
 def _check_length(length: int, max_length: int) -> None:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from rlir_agents.world_models.dit_layers import modulation, product_dtype, rotary_table, rotated_qkv, two_layers
+from rlir_agents.world_models.dit_layers import modulation, rotary_table, rotated_qkv, two_layers
 from rlir_agents.world_models.frame_attention import Attend
+from rlir_agents.world_models.kernels import product_dtype
 
 
 class VectorEmbedding(nn.Module):

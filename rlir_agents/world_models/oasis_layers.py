@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from rlir_agents.world_models.dit_layers import (
     modulated_layer_norm,
     modulation,
-    product_dtype,
     rotary_table,
     rotated_qkv,
 )
 from rlir_agents.world_models.frame_attention import Attend, attend
+from rlir_agents.world_models.kernels import product_dtype
 
 _THETA = 10000.0
 _LARGEST_PIXEL_FREQUENCY = 256.0
