@@ -70,7 +70,7 @@ def test_every_verb_explains_itself(verb, capsys):
         (["ship", "nowhere"], "say what it is with as="),
         (["pretrain"], "You must specify 'model'"),
         (["train", "experiment=identity", "device=gpu"], "device='gpu': use auto, cpu or cuda"),
-        (["record", "doom", "only=[mine]", "recordings.sets.mine={num_frames: 1, seed: 0}"], "Doom's sets are"),
+        (["record", "doom", "only=[mine]", "+recordings.sets.mine={num_frames: 1, seed: 0}"], "Doom's sets are"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):
