@@ -19,6 +19,8 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} is not supported")
     except (RuntimeError, AssertionError) as error:  # the latter: torch was built without CUDA
         raise ValueError(f"device={name!r}: use auto, cpu or cuda ({str(error).splitlines()[0]})") from error
     return device

@@ -15,6 +15,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,6 +186,9 @@ def _is_state_dict(content: Any) -> bool:
 
 def _own_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {key.replace(_COMPILED, ""): tensor for key, tensor in state_dict.items()}
+    if len(named) < len(state_dict):
+        twice = Counter(key.replace(_COMPILED, "") for key in state_dict).most_common(1)[0][0]
+        raise ValueError(f"{twice} is there twice, with {_COMPILED} of torch.compile and without: keep one")
     prefix = _PARALLEL if all(key.startswith(_PARALLEL) for key in named) else ""
     return {key.removeprefix(prefix): tensor for key, tensor in named.items()}
 
@@ -326,6 +330,24 @@ class PublishedKind(Generic[Module]):
     def is_in(self, state_dict: Mapping[str, Tensor]) -> bool:
         """Whether the file holds one."""
         return bool(_before(self.landmark, state_dict))
+
+    def read(self, state_dict: Mapping[str, Tensor], **sizes: Any) -> Module:
+        """The model of a file that holds one, in float32.
+
+        Raises:
+            ValueError: if weights are missing, unexpected or of another shape, or the sizes do not fit.
+        """
+        weights = self.select(state_dict)
+
+        def build() -> Module:
+            try:
+                return self.build(weights, **sizes)
+            except KeyError as error:
+                raise ValueError(f"{self.name}: there is no tensor {error}") from error
+            except TypeError as error:
+                raise ValueError(f"{self.name} does not take these sizes: {error}") from error
+
+        return filled(build, weights)
 
 
 def num_blocks(names: Iterable[str], stem: str) -> int:

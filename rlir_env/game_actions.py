@@ -300,13 +300,17 @@ def check_env_action(env_action: EnvAction) -> None:
     """Refuse what is not an env action.
 
     Raises:
-        ValueError: for an unknown button, or without a camera of two finite numbers.
+        ValueError: for an unknown button, one that is neither 0 nor 1, or without a camera of two finite numbers.
     """
     if not env_action.keys() <= _ENV_ACTION_KEYS:
         unknown = sorted(env_action.keys() - _ENV_ACTION_KEYS)
         raise ValueError(f"unknown buttons {unknown} in an env action; known are {sorted(_ENV_ACTION_KEYS)}")
     if "camera" not in env_action:
         raise ValueError("an env action needs 'camera': [pitch, yaw] in degrees")
+    flags = {name: value for name, value in env_action.items() if name != "camera"}
+    wrong = {name: value for name, value in flags.items() if not isinstance(value, int) or value not in (0, 1)}
+    if wrong:
+        raise ValueError(f"buttons are 0 or 1, not {wrong}")
     camera = env_action["camera"]
     if len(camera) != 2 or not all(math.isfinite(degrees) for degrees in camera):
         raise ValueError(f"camera is {camera}; it must be [pitch, yaw] in finite degrees")

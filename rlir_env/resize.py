@@ -41,13 +41,13 @@ def resize_like_opencv(images: Tensor, size: tuple[int, int]) -> Tensor:
         return images
     if (height, width) == (2 * size[0], 2 * size[1]):
         return _halve(images)
-    pixels = images.int()
     left, right, weight_left, weight_right = _taps(width, size[1], images.device, True)
-    rows = weight_left * pixels[..., left] + weight_right * pixels[..., right]  # [..., H, w]
+    pixels = (images.index_select(-1, side).int() for side in (left, right))  # bytes are gathered, not integers
+    rows = weight_left * next(pixels) + weight_right * next(pixels)  # [..., H, w]
     top, bottom, weight_top, weight_bottom = _taps(height, size[0], images.device, False)
     # The shifts keep OpenCV's intermediate in 16 bits; their truncation is what must be reproduced.
-    upper = (weight_top[:, None] * (rows[..., top, :] >> 4)) >> 16  # [..., h, w]
-    lower = (weight_bottom[:, None] * (rows[..., bottom, :] >> 4)) >> 16
+    upper = (weight_top[:, None] * (rows.index_select(-2, top) >> 4)) >> 16  # [..., h, w]
+    lower = (weight_bottom[:, None] * (rows.index_select(-2, bottom) >> 4)) >> 16
     return ((upper + lower + 2) >> 2).to(torch.uint8)
 
 

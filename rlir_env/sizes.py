@@ -16,11 +16,11 @@ def settle_sizes(config: Any, may_be_zero: Collection[str] = ()) -> None:
     Args:
         config: A dataclass whose sizes are declared ``int``, ``float``, or tuples or ``| None`` of these; for its
             ``__post_init__``.
-        may_be_zero: Names of integers that count from zero.
+        may_be_zero: Names of numbers for which zero has a meaning.
 
     Raises:
-        ValueError: if an integer is none or is not positive, a float is none, negative or not finite, or a tuple is of
-            another length.
+        ValueError: if an integer or a float is none, or not positive and finite, a switch is neither true nor false, or
+            a tuple is of another length.
 
     Example:
         >>> from dataclasses import dataclass
@@ -50,8 +50,10 @@ def settle_sizes(config: Any, may_be_zero: Collection[str] = ()) -> None:
         least = 0 if name in may_be_zero else 1
         if int in kinds and not all(type(number) is int and number >= least for number in numbers):
             raise ValueError(f"{name}={value!r}: give {'positive integers' if least else 'integers from zero on'}")
-        if float in kinds and not all(_is_size(number) for number in numbers):
-            raise ValueError(f"{name}={value!r}: give a number that is not negative")
+        if float in kinds and not (_is_number(value) and (value > 0 or least == 0)):
+            raise ValueError(f"{name}={value!r}: give a {'positive number' if least else 'number from zero on'}")
+        if bool in kinds and type(value) is not bool:
+            raise ValueError(f"{name}={value!r}: give true or false")
 
 
 def config_of(kind: type[Config], sizes: Any) -> Config:
@@ -76,10 +78,10 @@ def config_of(kind: type[Config], sizes: Any) -> Config:
     return kind(**sizes)
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
 def _kinds(hint: Any) -> set[Any]:
     """A type and all that it is put together from."""
     return {hint}.union(*map(_kinds, get_args(hint)))
-
-
-def _is_size(number: Any) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf

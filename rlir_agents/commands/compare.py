@@ -41,12 +41,12 @@ def compare(config: Config, block: str) -> None:
         config: of `rlir compare`.
         block: of the README that holds the table.
     """
-    entries: list[dict[str, Any]] = []
     for chosen in chosen_runs(config):
         if not chosen.has(_summary_file(chosen)):
             train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
+            store_results(config["results"], _finished(config))
         print(console_table(_summary(chosen)), flush=True)
-        entries = store_results(config["results"], _finished(config))
+    entries = store_results(config["results"], _finished(config))
     table = results_table(entries)
     if config["readme"] is not None:
         replace_block(config["readme"], block, table)

@@ -20,6 +20,7 @@ from rlir_agents.evaluator import Evaluator
 from rlir_agents.prompt_choice import shipped_prompts
 from rlir_agents.video_makers import NoReward
 from rlir_env.atomic_files import write_text
+from rlir_env.checkpoints import load_strict
 from rlir_env.envs import VideoGenerationEnv
 from rlir_env.game_actions import GameActionSpec
 from rlir_env.inverse_dynamics import InverseDynamicsModel
@@ -96,7 +97,10 @@ def load_policy(config: Config, parts: Parts, env: VideoGenerationEnv, sampling:
     world_model = build(config["world_model"], parts | env.interface, "world_model").to(parts["device"])
     policy = sampling_policy(config, parts, env, world_model, sampling)
     if config["weights"] is not None:
-        policy.load_state_dict(load_file(config["weights"]))
+        try:
+            load_strict(policy, load_file(config["weights"]))
+        except ValueError as error:
+            raise ValueError(f"weights={config['weights']} are not of this policy: {error}") from error
     return policy
 
 

@@ -68,29 +68,35 @@ def help_text() -> str:
 def _continue_clips(config: Config, parts: Parts) -> None:
     """Continue the clips of a folder by one model, and write each as soon as its batch is made."""
     settings, folder = config["validation"], Path(config["folder"])
+    if folder.resolve() == Path(settings["folder"]).resolve():
+        raise ValueError(f"folder={folder} holds the clips that are continued: give another one for what is made")
     clips = validation_clips(
         settings["folder"],
         parts["frame_size"],
         settings["num_frames"],
         settings["max_clips"],
         settings["action_offset"],
+        settings["resampling"],
     )
     prompts = ClipPrompts.from_clips(clips)
     env = make_env(config, parts, prompts, min(config["evaluation"]["batch_size"], len(clips)))
     policy = load_policy(config, parts, env, sampling_choices(config)[0])
-    claim(folder, config, [policy, parts["tokenizer"]], parts["device"], parts["autocast_dtype"])
+    # The size of a batch changes nothing, and where clips lie is not what they are.
+    sampling = {key: value for key, value in config["evaluation"].items() if key in ("sampling", "seed")}
+    made_by = {"policy": config["policy"], "evaluation": sampling, "validation": settings | {"folder": None}}
+    claim(folder, made_by, [policy, parts["tokenizer"]], parts["device"], parts["autocast_dtype"])
+    for video in list_recordings(settings["folder"])[: len(clips)]:
+        labels = video.with_suffix(".jsonl")
+        shutil.copyfile(labels, folder / labels.name)
     make_videos = generator(env, policy, collect, config["evaluation"]["seed"])
     missing = [place for place, clip in enumerate(clips) if not (folder / f"{clip.recording}.mp4").is_file()]
     with torch.no_grad(), tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip") as bar:
-        for index in torch.tensor(missing, dtype=torch.long).split(env.batch_size[0]):
+        for index in torch.tensor(missing, dtype=torch.long).split(env.batch_size[0]) if missing else ():
             frames = truncate_pixels(make_videos(index)[:, 1:]).cpu()
             for place, video in zip(index.tolist(), frames.permute(0, 1, 3, 4, 2).numpy(), strict=True):
                 name = clips[place].recording
                 write_generated_clip(folder / f"{name}.mp4", video, settings["frames_per_second"])
                 bar.update()
-    for video in list_recordings(settings["folder"])[: len(clips)]:
-        labels = video.with_suffix(".jsonl")
-        shutil.copyfile(labels, folder / labels.name)
     print(f"{folder}: {len(clips)} clips")
 
 

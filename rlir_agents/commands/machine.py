@@ -19,7 +19,10 @@ def set_up_machine(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such device or precision.
     """
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
+    num_threads = config["num_threads"]
+    if num_threads is not None:
+        if type(num_threads) is not int or num_threads < 1:
+            raise ValueError(f"num_threads={num_threads!r}: give at least 1, or null for all cores")
+        torch.set_num_threads(num_threads)
     device = choose_device(config["device"])
     return {"device": device, "autocast_dtype": choose_autocast_dtype(config["autocast"], device)}

@@ -44,7 +44,7 @@ def claim(
     settings = {**config, "device": device.type, "autocast": str(autocast_dtype)}
     now = {"config": settings, "weights": fingerprint(modules)}
     path = folder / _NAME
-    if path.is_file():
+    if path.is_file() and any(entry != path for entry in folder.iterdir()):  # a run that made something
         then = json.loads(path.read_text())
         changed = _changed(then["config"], settings, _FREE)
         if then["weights"] != now["weights"]:

@@ -37,16 +37,22 @@ def run(arguments: Sequence[str]) -> None:
     config = compose_config("score", arguments)
     machine = set_up_machine(config)
     limits = {"num_frames": 1, "max_clips": 1, "first_line": 0}
-    too_small = [f"{key} at least {least}" for key, least in limits.items() if config[key] < least]
+    too_small = [
+        f"{key} at least {least}"
+        for key, least in limits.items()
+        if not isinstance(config[key], int) or config[key] < least
+    ]
     if too_small:
         raise ValueError(f"give {', '.join(too_small)}")
-    name, folder = config["run"] or Path(config["videos"]).name, Path(config["metrics"])
+    name, folder = config["run"] or Path(config["videos"]).resolve().name, Path(config["metrics"])
     references = Path(config["references"] or config["labels"])
-    names = [str(video.relative_to(config["videos"])) for video in list_recordings(config["videos"])]
-    are_there = all((references / name).is_file() for name in names)
+    names = [video.stem for video in list_recordings(config["videos"])]
+    are_there = set(names) <= {video.stem for video in references.rglob("*.mp4")}
     if not are_there and config["references"] is not None:
         raise ValueError(f"references={references}: there are not all of {', '.join(names[:3])}, ...")
     idm = chosen_reader(config, machine["device"], "judge")
+    reader = config["files"]["idm"] or f"the judge of {config['world']['name']}"
+    print(f"read by {reader}: {config['num_frames']} frames a video, from line {config['first_line']} on", flush=True)
     with autocast(machine["device"], machine["autocast_dtype"]):
         following = score_folder(
             config["videos"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +72,7 @@ def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) 
     state_dict = load_foreign(path)
     for kind in WORLD_MODEL_KINDS:
         if kind.is_in(state_dict):
-            weights = kind.select(state_dict)
-            return filled(partial(kind.build, weights, **(config or {})), weights)
+            return kind.read(state_dict, **(config or {}))
     raise ValueError(f"{path} holds no world model that is known here: `rlir inspect {path}` says what it holds")
 
 

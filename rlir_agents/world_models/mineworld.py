@@ -66,7 +66,7 @@ class MineWorldConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        settle_sizes(self)
+        settle_sizes(self, may_be_zero=("rms_norm_eps", "initializer_range"))
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be {self.num_attention_heads} heads of an even dimension"

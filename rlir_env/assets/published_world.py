@@ -179,12 +179,17 @@ def _recordings_by_split(folder: str | Path, index: str | Path | None) -> dict[s
     if index is not None:
         return split_recordings(VPTIndex.read(index).local(folder), _SHARES)
     parts = {split: Path(folder) / split for split in SPLITS}
-    if all(part.is_dir() for part in parts.values()):
+    missing = [split for split, part in parts.items() if not part.is_dir()]
+    if not missing:
         return {split: list_recordings(part) for split, part in parts.items()}
+    if len(missing) < len(parts):  # what is set aside for a test must not be trained on
+        raise ValueError(f"data={folder} has some of {', '.join(SPLITS)}, but no {' and no '.join(missing)}: give all")
     return split_recordings(list_recordings(folder), _SHARES)
 
 
 def _cut(source: ClipSource, num_prompts: int, nothing: str) -> ClipPrompts:
+    if not source.paths:
+        raise ValueError(f"{nothing} recording: by a hash of their names none falls to it; give more, or three folders")
     clips = list(islice(source.iterate(shuffle_seed=0), num_prompts))
     if not clips:
         found = f"{len(source.paths)} recordings: {source.report.to_text()}"
@@ -204,11 +209,12 @@ def published_idm(idm: str | Path) -> VPTInverseDynamics:
     """
     path = Path(idm)
     if path.is_dir():
-        stems = sorted(file.with_suffix("") for file in path.glob(f"*{_WEIGHTS}"))
+        stems = sorted(file for file in path.glob(f"*{_WEIGHTS}"))
         if len(stems) != 1:
             raise ValueError(f"{path} holds {len(stems)} files *{_WEIGHTS}: name the one that is meant")
         path = stems[0]
-    model, weights = path.with_suffix(_MODEL), path.with_suffix(_WEIGHTS)
+    stem = str(path).removesuffix(_MODEL).removesuffix(_WEIGHTS)
+    model, weights = Path(stem + _MODEL), Path(stem + _WEIGHTS)
     for file in (model, weights):
         if not file.is_file():
             raise FileNotFoundError(f"there is no {file}; VPT publishes a {_MODEL} and a {_WEIGHTS} file")

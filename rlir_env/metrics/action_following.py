@@ -205,7 +205,7 @@ def score_folder(
 
     Args:
         videos: Folder of ``.mp4`` files of generated frames.
-        labels: Folder of files of the same names, in the same folders below it; VPT's events or env actions.
+        labels: Folder of files of the same names, or of folders of them; VPT's events or env actions.
         idm: Reader of Minecraft's slots.
         num_frames: Read of each video.
         first_line: Of the labels that is compared.
@@ -222,10 +222,14 @@ def score_folder(
         raise ValueError("MineWorld's tasks are Minecraft's slots: give a reader of these")
     counts = torch.zeros(MINECRAFT.num_slots, *[max(MINECRAFT.num_classes)] * 2, dtype=torch.long)
     lines, device = slice(first_line, first_line + num_frames), next(idm.parameters()).device
+    labels_of = {file.stem: file for file in list_recordings(labels, ".jsonl")}
     for video in tqdm(list_recordings(videos)[:max_clips], desc="reading videos", unit="clip", leave=False):
-        file = Path(labels) / video.relative_to(videos).with_suffix(".jsonl")
+        if video.stem not in labels_of:
+            raise RecordingError(f"{labels}: {video.stem}.jsonl is missing")
+        file = labels_of[video.stem]
         # As the script: what was pressed at once stays pressed, unlike in the words that MineWorld reads.
-        env_actions, _ = env_actions_of(read_events(file)[lines], file, cancel_conflicts=False)
+        compared = read_events(file)[lines]
+        env_actions, _ = env_actions_of(compared, file, cancel_conflicts=False, first_number=first_line + 1)
         if len(env_actions) < num_frames:
             raise RecordingError(f"{file}: lines {lines.start} to {lines.stop - 1} are needed, counted from 0")
         played = torch.from_numpy(env_actions_to_slots(env_actions))

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlir_env.metrics.base import Metric
-from rlir_env.recordings import first_frames, list_recordings
+from rlir_env.recordings import RecordingError, first_frames, list_recordings
 from rlir_env.resize import resize_like_opencv
 
 # MineWorld's benchmark calls frames this close identical, and gives them this many decibels.
@@ -107,10 +107,13 @@ def compare_folder(
     """
     measures = {"psnr": psnr, "ssim": ssim}
     by_clip: dict[str, list[Tensor]] = {name: [] for name in measures}
+    real_videos = {file.stem: file for file in list_recordings(references)}
     named = sorted(list_recordings(videos), key=_trailing_number)
     for video in tqdm(named[:max_clips], desc="comparing videos", unit="clip", leave=False):
         generated = _as_published(first_frames(video, num_frames))
-        real = first_frames(Path(references) / video.relative_to(videos), first_frame + num_frames)
+        if video.stem not in real_videos:
+            raise RecordingError(f"{references}: {video.name} is missing")
+        real = first_frames(real_videos[video.stem], first_frame + num_frames)
         reference = _as_published(real[first_frame:])
         for name, measure in measures.items():
             by_clip[name].append(measure(generated, reference))

@@ -74,8 +74,8 @@ class ClipFilter:
     def __post_init__(self) -> None:
         for name in ("max_static_run", "max_null_run", "static_threshold"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name}={value}: give 0 or more")
+            if value is not None and (not isinstance(value, int | float) or value < 0):
+                raise ValueError(f"{name}={value!r}: give 0 or more")
 
     @classmethod
     def keep_all(cls) -> ClipFilter:
@@ -175,13 +175,15 @@ class ClipSource:
             resampling: how frames are resized.
 
         Raises:
-            ValueError: for a window of less than two frames, a stride or number of clips below 1, another offset,
-                on_error or resampling, or several recordings of one name.
+            ValueError: for a size that is none, a window of less than two frames, a stride or number of clips below 1,
+                another offset, on_error or resampling, or several recordings of one name.
         """
         if action_offset not in (0, 1):
             raise ValueError(f"action_offset={action_offset}: use 0 (VPT's recordings) or 1 (MineWorld's benchmark)")
         if clips_per_recording is not None and clips_per_recording < 1:
             raise ValueError(f"clips_per_recording={clips_per_recording}: use at least 1, or None for all")
+        if len(frame_size) != 2 or not all(type(side) is int and side > 0 for side in frame_size):
+            raise ValueError(f"frame_size={frame_size}: use [height, width], two positive integers")
         if num_frames < 2 or (stride is not None and stride < 1):
             raise ValueError(f"num_frames={num_frames}, stride={stride}: use at least 2 and 1")
         check_on_error(on_error)

@@ -88,15 +88,20 @@ def read_options(path: str | Path) -> dict[str, Any]:
     return options
 
 
-def list_recordings(folder: str | Path) -> list[Path]:
+def list_recordings(folder: str | Path, suffix: str = ".mp4") -> list[Path]:
     """The videos of a folder in the order of their names; where it has none, those of the folders below it.
+
+    Args:
+        folder: Of recordings.
+        suffix: Of the files that are listed; ``.jsonl`` lists labels.
 
     Raises:
         RecordingError: if there are none, or two of one name.
     """
-    paths = sorted(Path(folder).glob("*.mp4")) or sorted(Path(folder).rglob("*.mp4"))
+    paths = sorted(Path(folder).glob(f"*{suffix}")) or sorted(Path(folder).rglob(f"*{suffix}"))
     if not paths:
-        raise RecordingError(f"{folder}: no recordings here (<name>.mp4 with <name>.jsonl)")
+        what = "recordings here (<name>.mp4 with <name>.jsonl)" if suffix == ".mp4" else f"*{suffix} here"
+        raise RecordingError(f"{folder}: no {what if Path(folder).is_dir() else 'such folder'}")
     twice = next((stem for stem, count in Counter(path.stem for path in paths).items() if count > 1), None)
     if twice is not None:
         raise RecordingError(f"{folder}: several recordings are named {twice}; give one of the folders below it")
@@ -250,7 +255,7 @@ class Recording:
     def _with_cursor(self, frame: np.ndarray, event: dict[str, Any]) -> np.ndarray:
         try:
             return self._hygiene.draw(frame, event)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RecordingError(f"{self.events_path}: no place of a cursor in an open menu ({error!r})") from error
 
     def _read_header(self) -> tuple[int, float, tuple[int, int]]:
@@ -290,7 +295,7 @@ def read_events(path: str | Path) -> list[dict[str, Any]]:
 
 
 def env_actions_of(
-    events: Sequence[dict[str, Any]], path: str | Path, cancel_conflicts: bool = True
+    events: Sequence[dict[str, Any]], path: str | Path, cancel_conflicts: bool = True, first_number: int = 1
 ) -> tuple[list[EnvAction], np.ndarray]:
     """The env actions of events, and which are null; see :meth:`Recording.env_actions`.
 
@@ -298,11 +303,12 @@ def env_actions_of(
         events: from :func:`read_events`.
         path: of their file, for messages.
         cancel_conflicts: see there.
+        first_number: of the first event's line, for messages.
 
     Raises:
         RecordingError: if a line lacks a key.
     """
-    pairs = [_env_action(path, number, event, cancel_conflicts) for number, event in enumerate(events, start=1)]
+    pairs = [_env_action(path, number, event, cancel_conflicts) for number, event in enumerate(events, first_number)]
     return [action for action, _ in pairs], np.array([is_null for _, is_null in pairs], bool)
 
 

@@ -16,7 +16,7 @@ import torch
 from rlir_env.atomic_files import replacing
 from rlir_env.game_actions import EnvAction
 from rlir_env.recordings.clips import Clip, ClipFilter, ClipSource
-from rlir_env.recordings.recording import Recording, RecordingError, import_av, list_recordings
+from rlir_env.recordings.recording import Recording, RecordingError, Resampling, import_av, list_recordings
 from rlir_env.recordings.writer import RecordingWriter
 
 _CRF = 16
@@ -62,20 +62,28 @@ def write_validation_clips(source: ClipSource, folder: str | Path, num_clips: in
 
 
 def validation_clips(
-    folder: str | Path, frame_size: tuple[int, int], num_frames: int = 16, max_clips: int = 500, action_offset: int = 0
+    folder: str | Path,
+    frame_size: tuple[int, int],
+    num_frames: int = 16,
+    max_clips: int = 500,
+    action_offset: int = 0,
+    resampling: Resampling = "bilinear",
 ) -> list[Clip]:
     """The clips of a folder in MineWorld's layout, one a video, from its first frame.
 
     Args:
         folder: Of ``<name>.mp4`` and ``<name>.jsonl``.
-        frame_size: (H, W) to resize to, as OpenCV does; MineWorld's clips have its size already.
+        frame_size: (H, W) to resize to.
         num_frames: F; of longer videos the first ones.
         max_clips: The first so many, by name.
         action_offset: As in `ClipSource`.
+        resampling: How frames are resized; MineWorld's clips have their size already.
 
     Raises:
         ValueError: if there are none, or one is broken or too short.
     """
+    if max_clips < 1:
+        raise ValueError(f"max_clips={max_clips}: give at least 1")
     clips = []
     for path in list_recordings(folder)[:max_clips]:
         source = ClipSource(
@@ -84,7 +92,7 @@ def validation_clips(
             num_frames,
             clip_filter=ClipFilter.keep_all(),
             action_offset=action_offset,
-            resampling="bilinear",
+            resampling=resampling,
         )
         clip = next(source.iterate(), None)
         if clip is None:
@@ -109,6 +117,8 @@ def truncate_pixels(videos: torch.Tensor) -> torch.Tensor:
 def write_generated_clip(path: str | Path, frames: np.ndarray, fps: int = 6) -> None:
     """Write generated frames as MineWorld's script does, with OpenCV's ``mp4v``: what is measured has been through it.
 
+    At MineWorld's size every packet of the video is that which OpenCV writes (tested), on any number of cores.
+
     Args:
         path: Ends in ``.mp4``; it appears when it is whole.
         frames: uint8 ``[n, H, W, 3]``, RGB, without the given one.
@@ -117,9 +127,11 @@ def write_generated_clip(path: str | Path, frames: np.ndarray, fps: int = 6) -> 
     _, height, width, _ = frames.shape
     av = import_av()
     with replacing(path) as unfinished, av.open(str(unfinished), "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=fps)
+        # OpenCV's settings, and its order of colours: with another one its library rounds brightness otherwise.
+        stream = container.add_stream("mpeg4", rate=fps, options={"qmin": "3"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.bit_rate, stream.gop_size = fps * height * width, 12  # OpenCV's
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        stream.bit_rate, stream.gop_size = 3 * fps * height * width // 2, 12
+        stream.codec_context.thread_count = 1  # several would cut frames into slices
+        for frame in np.ascontiguousarray(frames[..., ::-1]):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
         container.mux(stream.encode(None))

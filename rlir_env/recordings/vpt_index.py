@@ -49,14 +49,16 @@ class VPTIndex:
         return [f"{self.base}/{name}{suffix}" for name in self.names for suffix in _SUFFIXES]
 
     def local(self, folder: str | Path) -> list[Path]:
-        """Videos of the recordings of which both files are in a folder, laid out as on the web or flat.
+        """Videos of the recordings of which both files are in a folder, laid out as on the web, flat, or in folders.
 
         Raises:
             RecordingError: if there is none.
         """
         found = []
+        below = {path.stem: path.parent / path.stem for path in sorted(Path(folder).rglob("*.mp4"))}
         for name in self.names:
-            for stem in (Path(folder) / name, Path(folder) / Path(name).name):
+            flat = Path(folder) / Path(name).name
+            for stem in (Path(folder) / name, flat, below.get(flat.name, flat)):
                 files = [stem.with_name(stem.name + suffix) for suffix in _SUFFIXES]
                 if all(file.is_file() for file in files):
                     found.append(files[0])

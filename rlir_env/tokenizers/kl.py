@@ -53,8 +53,6 @@ class KLConfig:
             raise ValueError(f"norm_num_groups={self.norm_num_groups} must divide all widths {self.widths}")
         if any(size % self.stride for size in self.frame_size):
             raise ValueError(f"frame_size {self.frame_size} must be a multiple of the stride {self.stride}")
-        if self.scale_factor == 0:
-            raise ValueError(f"scale_factor={self.scale_factor} must be positive; use 1 to leave latents as they are")
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], **settings: Any) -> KLConfig:

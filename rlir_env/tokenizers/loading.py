@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from rlir_env.checkpoints import PublishedKind, filled, load_foreign
+from rlir_env.checkpoints import PublishedKind, load_foreign
 from rlir_env.tokenizers.base import Tokenizer
 from rlir_env.tokenizers.kl import KL_LANDMARK, KLConfig, KLTokenizer, kl_weights
 from rlir_env.tokenizers.vit import VIT_LANDMARK, ViTConfig, ViTTokenizer, vit_weights
@@ -53,6 +52,5 @@ def load_tokenizer(path: str | Path, frame_size: tuple[int, int]) -> Tokenizer:
     state_dict = load_foreign(path)
     for kind in TOKENIZER_KINDS:
         if kind.is_in(state_dict):
-            weights = kind.select(state_dict)
-            return filled(partial(kind.build, weights, frame_size=frame_size), weights)
+            return kind.read(state_dict, frame_size=frame_size)
     raise ValueError(f"{path} holds no tokenizer that is known here: `rlir inspect {path}` says what it holds")

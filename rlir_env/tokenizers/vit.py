@@ -63,8 +63,6 @@ class ViTConfig:
         for width, heads in ((self.enc_dim, self.enc_heads), (self.dec_dim, self.dec_heads)):
             if width % (8 * heads):
                 raise ValueError(f"a width of {width} must be {heads} heads of a multiple of 8 dimensions")
-        if self.scale_factor == 0:
-            raise ValueError(f"scale_factor={self.scale_factor} must be positive; use 1 to leave latents as they are")
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], **settings: Any) -> ViTConfig:

@@ -66,7 +66,7 @@ def test_every_verb_explains_itself(verb, capsys):
             "needs a reference policy",
         ),
         (["record", "quake"], "rlir record doom"),
-        (["record", "validate", "nowhere"], "no recordings here"),
+        (["record", "validate", "nowhere"], "no such folder"),
         (["ship", "nowhere"], "say what it is with as="),
         (["pretrain"], "You must specify 'model'"),
         (["train", "experiment=identity", "device=gpu"], "device='gpu': use auto, cpu or cuda"),

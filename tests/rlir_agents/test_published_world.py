@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -200,11 +201,16 @@ def test_benchmark_from_recordings_to_scores(files, tmp_path, capsys):
         stream = container.streams.video[0]
         assert stream.codec_context.name == "mpeg4" and stream.average_rate == 6 and stream.frames == 3
     first = {name: (outputs / name).read_bytes() for name in names}
+    (outputs / "clip_0.jsonl").unlink()
+    assert main(make) == 0  # all videos are there, a label is not
     (outputs / "clip_1.mp4").unlink()
     assert main(make) == 0  # only what is missing is made, and from its own noise
     assert {name: (outputs / name).read_bytes() for name in names} == first
     assert main([*make, "validation.action_offset=1"]) == 2  # would mix two kinds of clips
     assert "other settings (validation.action_offset)" in capsys.readouterr().err
+    assert main([*make, f"folder={clips}"]) == 2
+    assert "give another one for what is made" in capsys.readouterr().err and not (clips / "run.json").exists()
+    assert main([*make, "evaluation.batch_size=1"]) == 0  # changes nothing
     other = tmp_path / "other"
     assert main([*make, "validation.action_offset=1", f"folder={other}"]) == 0
     assert any((other / name).read_bytes() != first[name] for name in names if name.endswith(".mp4"))
@@ -249,6 +255,13 @@ def test_recordings_are_split_by_folder_or_by_name(files, tmp_path):
     settings["num_prompts"] = {}
     flat = load_published_world(files / "mineworld.ckpt", files / "idm", tmp_path, **settings).prompts
     assert 8 * 4 < flat["train"].num_prompts <= 12 * 4  # four clips each
-    with pytest.raises(ValueError, match="no .* clip of 4 frames in 0 recordings"):
+    with pytest.raises(ValueError, match="no .* recording: by a hash"):
         for split in ("dev", "test"):  # a twentieth of twelve recordings may be none
             flat[split]
+
+
+def test_a_test_folder_is_not_trained_on(files, tmp_path):
+    shutil.copytree(files / "data", tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "dev")
+    with pytest.raises(ValueError, match="has some of train, dev, test, but no dev: give all"):
+        load_published_world(files / "mineworld.ckpt", files / "idm", tmp_path / "data", frame_size=FRAME_SIZE)

@@ -9,7 +9,9 @@ from rlir_env.recordings import (
     Recording,
     RecordingError,
     RecordingWriter,
+    first_frames,
     list_recordings,
+    write_generated_clip,
     write_recording,
 )
 from rlir_env.recordings.recording import options_file, read_options
@@ -159,7 +161,7 @@ def test_missing_files(tmp_path, record):
         Recording(tmp_path / "a.mp4")
     with pytest.raises(RecordingError, match=r"b\.mp4: missing"):
         Recording(tmp_path / "b.mp4")
-    with pytest.raises(RecordingError, match="no recordings here"):
+    with pytest.raises(RecordingError, match="no such folder"):
         list_recordings(tmp_path / "nowhere")
 
 
@@ -255,3 +257,17 @@ def test_a_writer_killed_before_close_leaves_no_recording(tmp_path, gray, event)
     writer.close()  # harmless
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.mp4"]
     assert len(list(Recording(tmp_path / "a.mp4").frames())) == 100
+
+
+def test_generated_clips_are_written_as_opencv_writes_them(tmp_path):
+    """At MineWorld's size: the same packets as of its script, so that what is measured has lost the same."""
+    cv2 = pytest.importorskip("cv2", reason="the independent implementation")
+    rows, columns = np.mgrid[:224, :384]
+    waves = [np.sin(rows / (7 + c) + t / 2) * np.cos(columns / (11 - c) - t / 3) for t in range(15) for c in range(3)]
+    frames = (127 + 100 * np.stack(waves)).astype(np.uint8).reshape(15, 3, 224, 384).transpose(0, 2, 3, 1)
+    write_generated_clip(tmp_path / "ours.mp4", frames)
+    writer = cv2.VideoWriter(str(tmp_path / "theirs.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 6, (384, 224))
+    for frame in frames:
+        writer.write(np.ascontiguousarray(frame[..., ::-1]))
+    writer.release()
+    np.testing.assert_array_equal(first_frames(tmp_path / "ours.mp4", 15), first_frames(tmp_path / "theirs.mp4", 15))
