@@ -117,7 +117,7 @@ def truncate_pixels(videos: torch.Tensor) -> torch.Tensor:
 def write_generated_clip(path: str | Path, frames: np.ndarray, fps: int = 6) -> None:
     """Write generated frames as MineWorld's script does, with OpenCV's ``mp4v``: what is measured has been through it.
 
-    At MineWorld's size every packet of the video is that which OpenCV writes (tested), on any number of cores.
+    At MineWorld's size it decodes to the pixels of OpenCV's (tested), on any number of cores.
 
     Args:
         path: Ends in ``.mp4``; it appears when it is whole.

@@ -260,7 +260,7 @@ def test_a_writer_killed_before_close_leaves_no_recording(tmp_path, gray, event)
 
 
 def test_generated_clips_are_written_as_opencv_writes_them(tmp_path):
-    """At MineWorld's size: the same packets as of its script, so that what is measured has lost the same."""
+    """At MineWorld's size: the same pixels as of its script, so that what is measured has lost the same."""
     cv2 = pytest.importorskip("cv2", reason="the independent implementation")
     rows, columns = np.mgrid[:224, :384]
     waves = [np.sin(rows / (7 + c) + t / 2) * np.cos(columns / (11 - c) - t / 3) for t in range(15) for c in range(3)]
