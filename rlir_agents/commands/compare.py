@@ -20,7 +20,7 @@ from typing import Any
 from rlir_agents.commands.arms import Run, all_runs, chosen_runs, store_results
 from rlir_agents.commands.assembly import frozen_parts
 from rlir_agents.commands.composition import Config, compose_config, describe
-from rlir_agents.commands.further_pretraining import FurtherPretraining
+from rlir_agents.commands.further_pretraining import FurtherPretraining, check_overrides
 from rlir_agents.commands.train import Learn, train
 from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.evaluation import Evaluation
@@ -42,7 +42,7 @@ def compare(config: Config, block: str) -> None:
         block: of the README that holds the table.
     """
     for chosen in chosen_runs(config):
-        if not chosen.has(_summary_file(chosen)):
+        if not _is_finished(chosen):
             train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
             store_results(config["results"], _finished(config))
         print(console_table(_summary(chosen)), flush=True)
@@ -63,14 +63,22 @@ def _learn(run: Run) -> Learn:
     if run.arm != _CONTROL:
         return TrainingRun.learn
     timed = replace(run, arm=_TIMED_BY)
-    if not timed.has(_summary_file(timed)):
+    if not _is_finished(timed):
         raise ValueError(f"more_pretraining takes as long as {_TIMED_BY} took: run {timed.name} first")
     return FurtherPretraining(run.config["more_pretraining"], _summary(timed)["training_seconds"])
 
 
+def _is_finished(run: Run) -> bool:
+    """Whether there is its summary, made with the settings of now."""
+    is_finished = run.has(_summary_file(run))
+    if is_finished and run.arm == _CONTROL:
+        check_overrides(run.folder, run.config["more_pretraining"])
+    return is_finished
+
+
 def _finished(config: Config) -> list[dict[str, Any]]:
     """Summaries of the runs that there are; those of `rlir` with what they have over further pre-training."""
-    finished = [run for run in all_runs(config) if run.has(_summary_file(run))]
+    finished = [run for run in all_runs(config) if _is_finished(run)]
     return [_summary(run) | _beyond_control(run, replace(run, arm=_CONTROL), finished) for run in finished]
 
 

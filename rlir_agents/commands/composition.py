@@ -86,7 +86,7 @@ def _of_file(verb: str, override: str) -> str:
     if key not in FILES or (config_folder() / key / f"{value}.yaml").is_file():
         return override
     is_group = _is_used(config_folder() / f"{verb}.yaml", config_folder() / key)
-    if is_group and not ("/" in value or Path(value).exists()):
+    if is_group and not ("/" in value or "." in value or Path(value).exists()):
         return override  # an option that there is not
     quoted = value.replace("'", "\\'")
     return f"files.{key}='{quoted}'"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -18,6 +20,9 @@ from rlir_agents.pretraining import Pretrainer, PretrainingTask
 from rlir_agents.run_folder import RunFolder
 
 _TIMED_STEPS = 20  # enough that the first, slower ones do not count much
+
+
+_OVERRIDES = "further_pretraining"  # a record of the run
 
 
 class FurtherPretraining:
@@ -34,6 +39,8 @@ class FurtherPretraining:
 
     def __call__(self, run: TrainingRun) -> None:
         """Train the policy's world model; leaves the result in it."""
+        run.records.value(_OVERRIDES, lambda: _plain(self._overrides))
+        check_overrides(run.folder, self._overrides)
         assembly = run.assembly
         name = run.config["world"]["world_model"]
         config = compose_config("pretrain", [f"model={name}", f"seed={run.config['seed']}", *self._overrides[name]])
@@ -46,6 +53,23 @@ class FurtherPretraining:
         num_steps = max(1, round(self._seconds / seconds))
         numbers = build(config["pretraining"] | {"num_steps": num_steps}, {}, "pretraining")
         Pretrainer(task, numbers, RunFolder(run.folder), dtype).train()
+
+
+def check_overrides(folder: Path, overrides: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a folder whose run was pre-trained further with other overrides.
+
+    Raises:
+        ValueError: if it was.
+    """
+    file = folder / f"{_OVERRIDES}.json"
+    if file.is_file() and json.loads(file.read_text()) != _plain(overrides):
+        raise ValueError(
+            f"{folder} holds a run with other settings (more_pretraining): give another folder, or delete it"
+        )
+
+
+def _plain(overrides: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    return {model: list(keys) for model, keys in overrides.items()}
 
 
 def seconds_per_step(task: PretrainingTask, autocast_dtype: torch.dtype | None) -> float:

@@ -201,12 +201,8 @@ def generate(
             f"prompt_token is {tuple(prompt_token.shape)}, action_token {tuple(action_token.shape)}: give codes [B, K] "
             "and words [B, frames, A], for the same B videos"
         )
-    for name, ids, least, limit in (
-        ("prompt_token", prompt_token, 0, model.num_codes),
-        ("action_token", action_token, model.num_codes, model.vocab_size),
-    ):
-        if ids.min() < least or ids.max() >= limit:
-            raise ValueError(f"{name} has ids {int(ids.min())} to {int(ids.max())}: they are {least} to {limit - 1}")
+    check_ids("prompt_token", prompt_token, 0, model.num_codes)
+    check_ids("action_token", action_token, model.num_codes, model.vocab_size)
     (num_rows, num_codes), (num_frames, word_length) = prompt_token.shape, action_token.shape[1:]
     layout = TokenLayout(num_codes, num_frames + 1, word_length)
     if layout.sequence_length > model.max_length:
@@ -228,6 +224,14 @@ def generate(
         cache = weights.new_positioned_cache(num_rows, layout.sequence_length) if cache is None else cache
         run_schedule(weights, token, schedule, sampler, seed, cache)
     return token[:, layout.action_positions.to(device)]
+
+
+def check_ids(name: str, ids: Tensor, least: int, limit: int) -> None:
+    """Raise ValueError where ids are not ``least .. limit - 1``: words have the codes' number added to their own."""
+    if ids.numel() == 0:
+        raise ValueError(f"{name} is {tuple(ids.shape)}: there is nothing in it")
+    if ids.min() < least or ids.max() >= limit:
+        raise ValueError(f"{name} has ids {int(ids.min())} to {int(ids.max())}: they are {least} to {limit - 1}")
 
 
 def _continues(reading: Reading, world_model: TokenWorldModel, token: Tensor, num_known: int) -> bool:

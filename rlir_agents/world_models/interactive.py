@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlir_agents.world_models.decoding import PUBLISHED_SAMPLER
+from rlir_agents.world_models.decoding import PUBLISHED_SAMPLER, check_ids
 from rlir_agents.world_models.diagonal_decoding import Pass, check_window, front, run_schedule
 from rlir_agents.world_models.mineworld import MineWorld
 from rlir_agents.world_models.sampling import TokenSampler
@@ -69,7 +69,7 @@ class InteractiveDecoder:
             dtype: Of matrix products and cache; None takes the weights' own.
 
         Raises:
-            ValueError: if shapes, window or kind of decoding do not fit, or the context is too short for the frames.
+            ValueError: if shapes, ids, window or kind of decoding do not fit, or the context is too short for them.
         """
         num_rows, num_frames, num_codes = frame_token.shape
         word_length = action_token.shape[-1]
@@ -88,6 +88,10 @@ class InteractiveDecoder:
                 f"the context holds {self.max_context} frames: give at most as many, not {num_frames}, and keep fewer, "
                 f"not num_kept={num_kept}"
             )
+        self._num_codes, self._vocab_size = model.num_codes, model.vocab_size
+        check_ids("frame_token", frame_token, 0, model.num_codes)
+        if num_frames > 1:
+            check_ids("action_token", action_token, model.num_codes, model.vocab_size)
         self._weights = model.decoding_weights(next(model.parameters()).dtype if dtype is None else dtype)
         self._decoding, self._window, self._num_kept, self._grid_size = decoding, window, num_kept, grid_size
         self._sampler = replace(sampler, is_deterministic=greedy or sampler.is_deterministic)
@@ -110,12 +114,13 @@ class InteractiveDecoder:
             Codes, long ``[B, K]``, in raster order.
 
         Raises:
-            ValueError: if the word is not of this shape.
+            ValueError: if the word is not of this shape, or its ids are none of words.
         """
         if action_token.shape != (len(self._token), self._layout.word_length):
             raise ValueError(
                 f"a word of shape {tuple(action_token.shape)}: give [{len(self._token)}, {self._layout.word_length}]"
             )
+        check_ids("action_token", action_token, self._num_codes, self._vocab_size)
         if self._num_context == self.max_context:
             frames, words = self._context()
             first = self._num_context - self._num_kept

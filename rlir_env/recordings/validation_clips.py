@@ -40,6 +40,8 @@ def write_validation_clips(source: ClipSource, folder: str | Path, num_clips: in
     Raises:
         ValueError: if the folder holds clips already, or no clip passes the filter.
     """
+    if num_clips < 1:
+        raise ValueError(f"num_clips={num_clips}: give at least 1")
     folder = Path(folder)
     if any(folder.glob("clip_*")):
         raise ValueError(f"{folder} holds clips already: give another folder, or move them")

@@ -249,6 +249,9 @@ def test_compare_is_resumable(assets, tmp_path, capsys):
     other = listed([f"world.name={assets}", *TINY_RUN, "optimizer.lr=0.5"])
     assert main([*run, f"overrides={other}"]) == 2  # not taken for the runs that there are
     assert "rlir_seed0 holds a run with other settings (optimizer.lr)" in capsys.readouterr().err
+    rate = "more_pretraining.mineworld=['pretraining.learning_rate=1.0']"
+    assert main([*run, rate, "only=[more_pretraining_seed0]"]) == 2
+    assert "more_pretraining_seed0 holds a run with other settings (more_pretraining)" in capsys.readouterr().err
     assert main([*run, "only=[rlir_seed7]"]) == 2
     assert "there is no run rlir_seed7; there are rlir_seed0, more_pretraining_seed0" in capsys.readouterr().err
     assert main([*run, f"folder={tmp_path}/other", "only=[more_pretraining_seed0]"]) == 2

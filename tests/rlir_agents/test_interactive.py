@@ -111,6 +111,8 @@ def test_noise_belongs_to_the_place_in_the_whole_video(model, play):
         ({"decoding": "video_diagonal"}, "choose 'naive' or 'image_diagonal'"),
         ({"num_kept": 4}, "the context holds 4 frames"),
         ({"action_token": torch.zeros(2, 2, WORD)}, "give one word between each two"),
+        ({"frame_token": torch.full((2, NUM_GIVEN, K), 10_000)}, "frame_token has ids 10000"),
+        ({"action_token": torch.zeros(2, NUM_GIVEN - 1, WORD, dtype=torch.long)}, "action_token has ids 0 to 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(model, play, settings, message):
