@@ -42,7 +42,7 @@ def test_nothing_is_filtered_unless_asked(folder):
     assert kept.num_prompts == 2  # line 0 is null
     with pytest.raises(ValueError, match="no clip of 13 frames"):
         ClipPrompts.from_folder(folder, (12, 16), num_frames=13)
-    with pytest.raises(RecordingError, match="no recordings"):
+    with pytest.raises(RecordingError, match="no such folder"):
         ClipPrompts.from_folder(folder / "nowhere", (12, 16))
 
 
