@@ -132,6 +132,7 @@ def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path
     weights: dict[str, Tensor] = {}
     sizes: dict[str, Any] = {}
     told: dict[str, Any] = {}
+    problem = None
     try:
         weights = kind.select(state_dict, beside=ANYTHING)
         told = _told_beside(kind, path)
@@ -144,9 +145,9 @@ def _part(kind: PublishedKind[Any], state_dict: Mapping[str, Tensor], path: Path
             kind.select(state_dict)  # what its own reader lets stand beside it
     except (ValueError, KeyError) as error:
         problem = f"there is no tensor {error}" if isinstance(error, KeyError) else str(error)
-        return Part(kind.name, sizes, *_counts(weights), reader=None, problem=problem), weights
-    reader, untold = kind.reader.format(path=path, stem=path.with_suffix("")), tuple(set(kind.untold) - told.keys())
-    return Part(kind.name, sizes, *_counts(weights), reader=reader, untold=untold), weights
+    reader = None if problem else kind.reader.format(path=path, stem=path.with_suffix(""))
+    untold = tuple(set(kind.untold) - told.keys())
+    return Part(kind.name, sizes, *_counts(weights), reader, problem, untold), weights
 
 
 def _told_beside(kind: PublishedKind[Any], path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -224,9 +225,12 @@ def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
         state_dict: The weights.
 
     Raises:
-        ValueError: Lists what is missing, unexpected or of another shape.
+        ValueError: Lists what is missing, unexpected or of another shape; or weights are not finite.
     """
     check_weights(module, state_dict)
+    broken = sorted(key for key, tensor in state_dict.items() if not tensor.isfinite().all())
+    if broken:  # of a training that had diverged; every video would be noise, or an error far from here
+        raise ValueError(f"weights are not finite: {_shorten(broken)}. Take a checkpoint from before they were")
     expected = module.state_dict()
     is_meta = any(tensor.is_meta for tensor in expected.values())
     if is_meta:
@@ -331,23 +335,56 @@ class PublishedKind(Generic[Module]):
         """Whether the file holds one."""
         return bool(_before(self.landmark, state_dict))
 
-    def read(self, state_dict: Mapping[str, Tensor], **sizes: Any) -> Module:
-        """The model of a file that holds one, in float32.
 
-        Raises:
-            ValueError: if weights are missing, unexpected or of another shape, or the sizes do not fit.
-        """
-        weights = self.select(state_dict)
+def read_foreign(
+    path: str | Path,
+    select: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    build: Callable[[dict[str, Tensor]], Module],
+) -> Module:
+    """The model of a file that others wrote, of which it is known what it holds.
 
-        def build() -> Module:
-            try:
-                return self.build(weights, **sizes)
-            except KeyError as error:
-                raise ValueError(f"{self.name}: there is no tensor {error}") from error
-            except TypeError as error:
-                raise ValueError(f"{self.name} does not take these sizes: {error}") from error
+    Args:
+        path: As in `load_foreign`.
+        select: From its state dict to the model's weights under its own names.
+        build: From these to the model.
 
-        return filled(build, weights)
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or of another kind, or its weights do not fit; the file is named.
+    """
+    return _read(path, load_foreign(path), select, build)
+
+
+def read_published(path: str | Path, kinds: Sequence[PublishedKind[Module]], what: str, **sizes: Any) -> Module:
+    """The model of a file that others wrote, whichever of some kinds it is.
+
+    Args:
+        path: As in `load_foreign`.
+        kinds: Are looked for in this order.
+        what: They are, for the message where there is none.
+        **sizes: That no weight tells.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or of another kind, or its weights do not fit; the file is named.
+    """
+    state_dict = load_foreign(path)
+    for kind in kinds:
+        if kind.is_in(state_dict):
+            return _read(path, state_dict, kind.select, partial(kind.build, **sizes))
+    raise ValueError(f"{path} holds no {what} that is known here: `rlir inspect {path}` says what it holds")
+
+
+def _read(path: str | Path, state_dict: Mapping[str, Tensor], select: Callable, build: Callable[..., Module]) -> Module:
+    try:
+        weights = select(state_dict)
+        return filled(lambda: build(weights), weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{path}: there is no tensor {error}") from error
+    except TypeError as error:  # a keyword that a config does not have, or a value that is no number
+        raise ValueError(f"{path}: its model does not take these sizes: {error}") from error
 
 
 def num_blocks(names: Iterable[str], stem: str) -> int:

@@ -85,9 +85,9 @@ def _finished(config: Config) -> list[dict[str, Any]]:
 def _beyond_control(run: Run, control: Run, finished: Sequence[Run]) -> dict[str, Any]:
     if run.arm != _TIMED_BY or control not in finished:
         return {}
-    spec = frozen_parts(run.train_config())["spec"]
+    spec, summary = frozen_parts(run.train_config())["spec"], _summary(run)
     result, other = (Evaluation.load(one.folder / "evaluations" / "after.safetensors", spec) for one in (run, control))
-    return {f"beyond_{_CONTROL}": beyond_control(result, other, _summary(run)["counted_slots"], run.seed)}
+    return {f"beyond_{_CONTROL}": beyond_control(result, other, summary["counted_slots"], run.seed, summary["judge"])}
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def load_policy(config: Config, parts: Parts, env: VideoGenerationEnv, sampling:
 
 
 def load_readers(config: Config, parts: Parts) -> dict[str, InverseDynamicsModel]:
-    """Coach and judge; call it for final figures only."""
+    """Judge and coach, or the coach alone where a world has no other; call it for final figures only."""
+    if config["world"]["judge"] is None:
+        return {"coach": parts["idm"]}
     judge = build(config["world"]["judge"], parts, "world.judge")
     return {"judge": judge.to(parts["device"]).eval(), "coach": parts["idm"]}
 

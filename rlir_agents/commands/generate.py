@@ -85,9 +85,9 @@ def _continue_clips(config: Config, parts: Parts) -> None:
     sampling = {key: value for key, value in config["evaluation"].items() if key in ("sampling", "seed")}
     made_by = {"policy": config["policy"], "evaluation": sampling, "validation": settings | {"folder": None}}
     claim(folder, made_by, [policy, parts["tokenizer"]], parts["device"], parts["autocast_dtype"])
-    for video in list_recordings(settings["folder"])[: len(clips)]:
-        labels = video.with_suffix(".jsonl")
-        shutil.copyfile(labels, folder / labels.name)
+    videos = {video.stem: video for video in list_recordings(settings["folder"])}
+    for clip in clips:
+        shutil.copyfile(videos[clip.recording].with_suffix(".jsonl"), folder / f"{clip.recording}.jsonl")
     make_videos = generator(env, policy, collect, config["evaluation"]["seed"])
     missing = [place for place, clip in enumerate(clips) if not (folder / f"{clip.recording}.mp4").is_file()]
     with torch.no_grad(), tqdm(total=len(clips), initial=len(clips) - len(missing), unit="clip") as bar:

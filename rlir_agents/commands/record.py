@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
             _record(overrides)
         case ["validate", folder]:
             _validate(folder)
-        case ["cut", folder, *overrides]:
+        case ["cut", folder, *overrides] if "=" not in folder or Path(folder).is_dir():
             _cut(folder, overrides)
         case ["label", *words]:
             _label([word for word in words if "=" not in word], [word for word in words if "=" in word])
@@ -102,6 +102,7 @@ def _label(videos: Sequence[str], overrides: Sequence[str]) -> None:
     config = compose_config(_CONFIGS["label"], overrides)
     if not videos:
         raise ValueError("no videos: write `rlir record label VIDEO ... [key=value ...]`")
+    _check_videos(videos)
     machine = set_up_machine(config)
     files = {video: _labels_of(Path(video), config["folder"]) for video in videos}
     if len(set(files.values())) < len(files):
@@ -118,6 +119,16 @@ def _label(videos: Sequence[str], overrides: Sequence[str]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "".join(f"{line}\n" for line in lines))
         tqdm.write(f"{file}: {len(lines)} lines")
+
+
+def _check_videos(videos: Sequence[str]) -> None:
+    for video in videos:
+        if Path(video).is_dir():
+            raise ValueError(f"{video} is a folder: name its videos, as in {video.rstrip('/')}/*.mp4")
+        if not Path(video).is_file():
+            raise FileNotFoundError(f"there is no video {video}")
+        if Path(video).suffix == ".jsonl":
+            raise ValueError(f"{video} holds labels: name the videos that are to be labelled")
 
 
 def _labels_of(video: Path, folder: str | None) -> Path:

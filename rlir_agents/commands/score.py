@@ -6,6 +6,8 @@
 Videos are <name>.mp4 of the generated frames alone; labels <name>.jsonl, and the real videos <name>.mp4 lie beside them
 or in `references`. It leaves what the original scripts leave: idm_<run>.json, fvd_<run>.json and latest_metrics.csv of
 all runs in the folder. FVD and LPIPS need networks of others and are not computed here: their cells stay empty.
+settings_<run>.json says which frames of which folders were read by whom: scores of one name and other settings are
+refused.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 from rlir_agents.commands.chosen_reader import chosen_reader
-from rlir_agents.commands.composition import compose_config, describe
+from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.machine import set_up_machine
 from rlir_agents.hardware import autocast
 from rlir_agents.report.tables import align, number
@@ -51,6 +53,8 @@ def run(arguments: Sequence[str]) -> None:
     if not are_there and config["references"] is not None:
         raise ValueError(f"references={references}: there are not all of {', '.join(names[:3])}, ...")
     idm = chosen_reader(config, machine["device"], "judge")
+    settings = _settings(config, str(machine["autocast_dtype"]))
+    _check_settings(folder / f"settings_{name}.json", settings)
     reader = config["files"]["idm"] or f"the judge of {config['world']['name']}"
     print(f"read by {reader}: {config['num_frames']} frames a video, from line {config['first_line']} on", flush=True)
     with autocast(machine["device"], machine["autocast_dtype"]):
@@ -68,7 +72,8 @@ def run(arguments: Sequence[str]) -> None:
         visual = compare_folder(config["videos"], references, *counts)
     content = dict.fromkeys(_VISUAL) | visual
     means = {key: figures and mean(figures["value"]) for key, figures in content.items()}
-    for kind, scores in (("idm", following), ("fvd", content | {"mean": {"exp_name": name, **means}})):
+    scores_by_kind = {"idm": following, "fvd": content | {"mean": {"exp_name": name, **means}}, "settings": settings}
+    for kind, scores in scores_by_kind.items():
         write_text(folder / f"{kind}_{name}.json", json.dumps(scores, indent=1) + "\n")
     rows = _rows(folder)
     write_text(folder / "latest_metrics.csv", _as_csv(rows))
@@ -83,6 +88,22 @@ def run(arguments: Sequence[str]) -> None:
 def help_text() -> str:
     """What ``rlir score --help`` prints."""
     return f"{__doc__}\n{describe('score', ['videos=DIR', 'labels=DIR'])}"
+
+
+def _settings(config: Config, autocast_dtype: str) -> dict[str, Any]:
+    """What scores are of, and who read them."""
+    keys = ("num_frames", "first_line", "max_clips")
+    paths = {key: config[key] and str(Path(config[key]).resolve()) for key in ("videos", "labels", "references")}
+    reader = {"world": config["world"]["name"]} if config["files"]["idm"] is None else {"idm": config["files"]["idm"]}
+    return paths | {key: config[key] for key in keys} | reader | {"autocast": autocast_dtype}
+
+
+def _check_settings(file: Path, now: Mapping[str, Any]) -> None:
+    """Refuse to put scores in the place of others."""
+    then = json.loads(file.read_text()) if file.is_file() else now
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    if changed:
+        raise ValueError(f"{file}: its scores are of other {', '.join(changed)}; give another run=NAME, or delete them")
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

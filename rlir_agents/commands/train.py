@@ -1,7 +1,8 @@
 """rlir train: post-train a world model with inverse rewards, then say what it gained.
 
 The base model and the result are evaluated on test prompts, by the coach that rewarded and by a judge that had no part
-in it, beside the real continuation and its reconstruction by the tokenizer. The judge is loaded when training is over.
+in it (published worlds have none), beside the real continuation and its reconstruction by the tokenizer. The judge is
+loaded when training is over.
 A run that is stopped goes on where it was with the same command.
 
     rlir train experiment=demo
@@ -76,6 +77,7 @@ def train(config: Config, command: str, learn: Learn = TrainingRun.learn) -> dic
         seconds=seconds_before + time.monotonic() - started,
         seed=config["seed"],
         install_seconds=config["install_seconds"],
+        judge="coach" if config["world"]["judge"] is None else "judge",
         slots=run.slots,
         controls={name: record for name, record in evaluations.items() if name not in main},
         paradigm=config["paradigm"],

@@ -16,6 +16,7 @@ from rlir_agents.report.tables import (
     number,
     percent,
     protocol,
+    readers_of,
     signed,
 )
 
@@ -35,7 +36,7 @@ def result_cards(summary: Summary) -> str:
     install = summary["install_seconds"]
     cards = [
         (
-            "F1 gain by the judge",
+            f"F1 gain by the {readers_of(summary)[0]}",
             signed(gain),
             f"95 %: {bounds(judge['gain_ci95'], signed)}",
             _tone(low > 0, gain < 0),
@@ -79,9 +80,9 @@ def _duration(seconds: float) -> str:
 
 
 def overview(summary: Summary) -> str:
-    """Before, after and the ceilings on one axis, by judge and by coach."""
+    """Before, after and the ceilings on one axis, by every reader."""
     rows = {}
-    for reader in ("judge", "coach"):
+    for reader in readers_of(summary):
         rows[reader] = [
             (
                 *_DOTS[name],
@@ -101,23 +102,17 @@ def overview(summary: Summary) -> str:
 
 def figures_table(summary: Summary) -> str:
     """Every evaluation with all its figures."""
-    header = [
-        "",
-        "judge F1",
-        "coach F1",
-        "camera, judge",
-        "P / R / F1 of all buttons",
-        "PSNR, dB",
-    ]
+    readers = readers_of(summary)
+    f1 = [f"{reader} F1" for reader in readers]
+    header = ["", *f1, f"camera, {readers[0]}", "P / R / F1 of all buttons", "PSNR, dB"]
     rows = []
     for name, figures in summary["figures"].items():
-        judge, coach = figures["judge"], figures["coach"]
+        verdicts = [figures[reader] for reader in readers]
         cells = [
             escape(FIGURE_NAMES.get(name, name.replace("_", " "))),
-            f'{number(judge["f1"])} <span class="ci">{bounds(judge["f1_ci95"])}</span>',
-            f'{number(coach["f1"])} <span class="ci">{bounds(coach["f1_ci95"])}</span>',
-            number(judge["camera_accuracy"]),
-            protocol(judge),
+            *(f'{number(one["f1"])} <span class="ci">{bounds(one["f1_ci95"])}</span>' for one in verdicts),
+            number(verdicts[0]["camera_accuracy"]),
+            protocol(verdicts[0]),
             number(figures["psnr"], 2),
         ]
         rows.append((name, cells))
@@ -131,7 +126,7 @@ def figures_table(summary: Summary) -> str:
 
 
 def slots_table(summary: Summary) -> str:
-    """The judge's figure slot by slot."""
+    """The figure that counts slot by slot."""
     names = list(_DOTS)
     header = ["slot", "share pressed", *(FIGURE_NAMES[name] for name in names)]
     rows = []
@@ -144,7 +139,7 @@ def slots_table(summary: Summary) -> str:
         rows.append(("" if slot in summary["counted_slots"] else "uncounted", cells))
     return (
         f"<h2>Slot by slot</h2>{_table(header, rows)}"
-        '<p class="note">Macro F1 by the judge; accuracy for the camera. Grey slots do not count '
+        f'<p class="note">Macro F1 by the {readers_of(summary)[0]}; accuracy for the camera. Grey slots do not count '
         "in the mean.</p>"
     )
 

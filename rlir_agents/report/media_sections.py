@@ -8,7 +8,7 @@ from html import escape
 from rlir_agents.evaluation import Evaluation
 from rlir_agents.report.charts import Curve, line_chart
 from rlir_agents.report.encoding import embed_video
-from rlir_agents.report.tables import Summary
+from rlir_agents.report.tables import Summary, readers_of
 from rlir_agents.report.videos import Panel, draw_comparison
 
 CAPTIONS = {
@@ -34,7 +34,7 @@ def video_section(summary: Summary, evaluations: Mapping[str, Evaluation], num_v
     return (
         "<h2>Videos</h2>"
         '<p class="note">The same given frame and the same game actions; slowed down. White: '
-        "pressed. Below each video what the judge reads from it, green where right, red where "
+        f"pressed. Below each video what the {readers_of(summary)[0]} reads from it, green where right, red where "
         f"wrong, struck out where a pressed key was not seen. The first {count} of "
         f"{summary['num_clips']} clips, not chosen.</p>"
         + "".join(_video(shown, index, summary) for index in range(count))

@@ -67,13 +67,21 @@ def html_page(title: str, sections: Sequence[str]) -> str:
 
 
 def _head(summary: Summary, title: str) -> str:
+    if summary["judge"] == summary["coach"]:
+        verdict = (
+            "its own verdict on prompts that had no part in the training: there is no other reader of this game, and "
+            "so they cannot tell obeying from pleasing it."
+        )
+    else:
+        verdict = (
+            f"the verdict of another one, the {_reader('judge', summary)}, which had no part in the training, on "
+            "prompts that had no part in it either."
+        )
     return (
         f"<h1>{escape(title)}</h1>"
         "<p>A video world model was post-trained so that it obeys the game actions it is given. An "
         f"inverse dynamics model, the {_reader('coach', summary)}, read the actions back from "
-        "generated videos, and what it read correctly was the reward. The figures below are the "
-        f"verdict of another one, the {_reader('judge', summary)}, which had no part in the "
-        "training, on prompts that had no part in it either.</p>"
+        f"generated videos, and what it read correctly was the reward. The figures below are {verdict}</p>"
     )
 
 

@@ -27,16 +27,16 @@ def console_table(summary: Summary) -> str:
     Args:
         summary: as `summarize` makes it.
     """
-    header = ["", "judge F1", "95 %", "coach F1", "camera", "P / R / F1 of all buttons", "PSNR dB"]
-    rows = [_console_row(name, figures) for name, figures in summary["figures"].items()]
-    judge, coach, psnr = summary["judge_f1"], summary["coach_f1"], summary["psnr"]
+    readers, psnr = readers_of(summary), summary["psnr"]
+    f1 = [f"{readers[0]} F1", "95 %", *(f"{reader} F1" for reader in readers[1:])]
+    header = ["", *f1, "camera", "P / R / F1 of all buttons", "PSNR dB"]
+    rows = [_console_row(name, figures, readers) for name, figures in summary["figures"].items()]
     counted = f"{summary['num_clips']} clips; F1 over {', '.join(summary['counted_slots'])}"
     return "\n".join(
         [
             align([header, *rows]),
             "",
-            f"gain by the judge   {gain(judge)}",
-            f"gain by the coach   {gain(coach)}",
+            *(f"gain by the {reader}   {gain(summary[f'{reader}_f1'])}" for reader in readers),
             f"share of gap closed {percent(summary['share_of_gap_closed'])}"
             f"  {bounds(summary['share_of_gap_closed_ci95'], percent)}",
             f"PSNR                {signed(psnr['after'] - psnr['before'], 2)} dB"
@@ -56,15 +56,20 @@ def _stillness_line(summary: Summary) -> list[str]:
     return [f"                    {changes} in quarters of the clips, from those that move most to the stillest"]
 
 
-def _console_row(name: str, figures: Mapping[str, Any]) -> list[str]:
-    judge, coach = figures["judge"], figures["coach"]
+def readers_of(summary: Summary) -> list[str]:
+    """Whose verdicts there are, the one that counts first: judge and coach, or the coach's alone."""
+    return ["coach"] if summary["judge"] == summary["coach"] else ["judge", "coach"]
+
+
+def _console_row(name: str, figures: Mapping[str, Any], readers: Sequence[str]) -> list[str]:
+    first, *others = (figures[reader] for reader in readers)
     return [
         FIGURE_NAMES.get(name, name.replace("_", " ")),
-        number(judge["f1"]),
-        bounds(judge["f1_ci95"]),
-        number(coach["f1"]),
-        number(judge["camera_accuracy"]),
-        protocol(judge),
+        number(first["f1"]),
+        bounds(first["f1_ci95"]),
+        *(number(other["f1"]) for other in others),
+        number(first["camera_accuracy"]),
+        protocol(first),
         number(figures["psnr"], 2),
     ]
 

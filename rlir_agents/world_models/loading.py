@@ -18,10 +18,11 @@ from rlir_env.checkpoints import (
     PublishedKind,
     filled,
     is_own_file,
-    load_foreign,
     load_safetensors,
     num_blocks,
     part_of,
+    read_foreign,
+    read_published,
 )
 from rlir_env.sizes import config_of
 
@@ -69,11 +70,7 @@ def load_world_model(path: str | Path, config: Mapping[str, Any] | None = None) 
         if config is not None:
             raise ValueError(f"{path} is one of our own files and holds its sizes: leave out config")
         return read_world_model(path)
-    state_dict = load_foreign(path)
-    for kind in WORLD_MODEL_KINDS:
-        if kind.is_in(state_dict):
-            return kind.read(state_dict, **(config or {}))
-    raise ValueError(f"{path} holds no world model that is known here: `rlir inspect {path}` says what it holds")
+    return read_published(path, WORLD_MODEL_KINDS, "world model", **(config or {}))
 
 
 def read_world_model(path: str | Path) -> MineWorld | NFD | Oasis:
@@ -112,7 +109,7 @@ def make_mineworld(config: MineWorldConfig, weights: str | Path | None = None) -
     """
     if weights is None:
         return MineWorld(config)
-    return filled(lambda: MineWorld(config), mineworld_weights(load_foreign(weights)))
+    return read_foreign(weights, mineworld_weights, lambda _: MineWorld(config))
 
 
 def make_nfd(config: NFDConfig, weights: str | Path | None = None) -> NFD:
@@ -128,7 +125,7 @@ def make_nfd(config: NFDConfig, weights: str | Path | None = None) -> NFD:
     """
     if weights is None:
         return NFD(config)
-    return filled(lambda: NFD(config), nfd_weights(load_foreign(weights)))
+    return read_foreign(weights, nfd_weights, lambda _: NFD(config))
 
 
 def make_oasis(config: OasisConfig, weights: str | Path | None = None) -> Oasis:
@@ -143,7 +140,7 @@ def make_oasis(config: OasisConfig, weights: str | Path | None = None) -> Oasis:
     """
     if weights is None:
         return Oasis(config)
-    return filled(lambda: Oasis(config), oasis_weights(load_foreign(weights)))
+    return read_foreign(weights, oasis_weights, lambda _: Oasis(config))
 
 
 def mineworld_weights(state_dict: Mapping[str, Tensor], beside: Sequence[str] = ("tokenizer.",)) -> dict[str, Tensor]:

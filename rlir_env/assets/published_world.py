@@ -1,7 +1,7 @@
 """A world from files of others: a checkpoint with its tokenizer, VPT's IDM, and recordings in VPT's format.
 
-The paper rewards and evaluates with one IDM, and no second one is published; so the judge is the coach
-again, and a gain by its verdict cannot tell obeying from pleasing it. The shipped world has two.
+The paper rewards and evaluates with one IDM, and no second one is published; so there is no judge, and a gain by the
+coach's own verdict cannot tell obeying from pleasing it. The shipped world has both.
 """
 
 from __future__ import annotations
@@ -105,10 +105,11 @@ def load_published_world(
         if path is not None and not Path(path).exists():
             raise FileNotFoundError(f"{key}={path}: there is no such file or folder")
     height, width = frame_size  # a list, where it comes from YAML
-    coder = load_tokenizer(weights if tokenizer_weights is None else tokenizer_weights, (height, width))
+    coder = _tokenizer_of(weights, tokenizer_weights, (height, width))
     if isinstance(coder, LatentTokenizer) != (tokenizer != "tokenizer"):
         wanted = "ids (paradigm=autoregressive)" if tokenizer == "tokenizer" else "latents (paradigm=diffusion)"
-        raise ValueError(f"world={weights} holds a {type(coder).__name__}, but the experiment is for {wanted}")
+        file = f"world={weights}" if tokenizer_weights is None else f"tokenizer={tokenizer_weights}"
+        raise ValueError(f"{file} holds a {type(coder).__name__}, but the experiment is for {wanted}")
     videos = _recordings_by_split(data, index)
     counts = dict.fromkeys(SPLITS, 256) | {"train": 2048} | dict(num_prompts or {})
     settings: dict[str, Any] = {"clip_filter": clip_filter, "on_error": on_error, "hygiene": hygiene}
@@ -127,6 +128,15 @@ def load_published_world(
         prompts=PromptsBySplit(makers),
         class_frequency=[shares.tolist() for shares in MINECRAFT.class_shares(played)],
     )
+
+
+def _tokenizer_of(weights: str | Path, tokenizer_weights: str | Path | None, frame_size: tuple[int, int]) -> Tokenizer:
+    if tokenizer_weights is not None:
+        return load_tokenizer(tokenizer_weights, frame_size)
+    try:
+        return load_tokenizer(weights, frame_size)
+    except ValueError as error:
+        raise ValueError(f"{error}. Where it is a file of its own, as Oasis', give tokenizer=PATH") from error
 
 
 def published_shapes(

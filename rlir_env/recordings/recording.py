@@ -11,6 +11,7 @@ Letters: N frames, S slots, A word length, H and W the frame size.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,21 @@ def list_recordings(folder: str | Path, suffix: str = ".mp4") -> list[Path]:
     if twice is not None:
         raise RecordingError(f"{folder}: several recordings are named {twice}; give one of the folders below it")
     return paths
+
+
+def in_order_of_numbers(videos: Sequence[Path]) -> list[Path]:
+    """Videos by the number at the end of their names, as MineWorld's scripts count; before all those without one.
+
+    Example:
+        >>> [video.stem for video in in_order_of_numbers([Path("clip_10.mp4"), Path("clip_7.mp4")])]
+        ['clip_7', 'clip_10']
+    """
+
+    def number(video: Path) -> tuple[int, str]:
+        digits = re.search(r"\d*$", video.stem)
+        return (int(digits[0]) if digits and digits[0] else -1), video.stem
+
+    return sorted(videos, key=number)
 
 
 @dataclass(frozen=True)

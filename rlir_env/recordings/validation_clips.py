@@ -16,7 +16,14 @@ import torch
 from rlir_env.atomic_files import replacing
 from rlir_env.game_actions import EnvAction
 from rlir_env.recordings.clips import Clip, ClipFilter, ClipSource
-from rlir_env.recordings.recording import Recording, RecordingError, Resampling, import_av, list_recordings
+from rlir_env.recordings.recording import (
+    Recording,
+    RecordingError,
+    Resampling,
+    import_av,
+    in_order_of_numbers,
+    list_recordings,
+)
 from rlir_env.recordings.writer import RecordingWriter
 
 _CRF = 16
@@ -77,7 +84,7 @@ def validation_clips(
         folder: Of ``<name>.mp4`` and ``<name>.jsonl``.
         frame_size: (H, W) to resize to.
         num_frames: F; of longer videos the first ones.
-        max_clips: The first so many, by name.
+        max_clips: The first so many, by the number at the end of their names.
         action_offset: As in `ClipSource`.
         resampling: How frames are resized; MineWorld's clips have their size already.
 
@@ -87,7 +94,7 @@ def validation_clips(
     if max_clips < 1:
         raise ValueError(f"max_clips={max_clips}: give at least 1")
     clips = []
-    for path in list_recordings(folder)[:max_clips]:
+    for path in in_order_of_numbers(list_recordings(folder))[:max_clips]:
         source = ClipSource(
             [path],
             frame_size,

@@ -7,10 +7,13 @@ here.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlir_env.recordings.recording import RecordingError
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".mp4", ".jsonl")
 
@@ -54,7 +57,7 @@ class VPTIndex:
         Raises:
             RecordingError: if there is none.
         """
-        found = []
+        found, missing = [], []
         below = {path.stem: path.parent / path.stem for path in sorted(Path(folder).rglob("*.mp4"))}
         for name in self.names:
             flat = Path(folder) / Path(name).name
@@ -63,9 +66,13 @@ class VPTIndex:
                 if all(file.is_file() for file in files):
                     found.append(files[0])
                     break
+            else:
+                missing.append(name)
         found = list(dict.fromkeys(found))  # a flat file may be meant by several names
         if not found:
             raise RecordingError(f"{folder}: none of the {len(self.names)} recordings of the index is here")
+        if missing:
+            logger.warning("%d recordings of the index are not in %s, such as %s", len(missing), folder, missing[0])
         return found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rlir_env.checkpoints import filled, load_foreign, num_blocks, part_of
+from rlir_env.checkpoints import num_blocks, part_of, read_foreign
 from rlir_env.sizes import settle_sizes
 from rlir_env.tokenizers.kl_layers import Decoder, Encoder
 from rlir_env.tokenizers.latent import LatentTokenizer
@@ -149,8 +149,11 @@ class KLTokenizer(LatentTokenizer):
         Raises:
             ValueError: If there is no such tokenizer in the file, or its weights do not fit.
         """
-        found = kl_weights(load_foreign(weights))
-        return filled(lambda: cls(KLConfig.from_weights(found, frame_size=frame_size, **settings)), found)
+
+        def build(found: dict[str, Tensor]) -> KLTokenizer:
+            return cls(KLConfig.from_weights(found, frame_size=frame_size, **settings))
+
+        return read_foreign(weights, kl_weights, build)
 
     def _moments(self, images: Tensor) -> Tensor:
         """Of images in [-1, 1]; see the base class."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlir_env.checkpoints import PublishedKind, load_foreign
+from rlir_env.checkpoints import PublishedKind, read_published
 from rlir_env.tokenizers.base import Tokenizer
 from rlir_env.tokenizers.kl import KL_LANDMARK, KLConfig, KLTokenizer, kl_weights
 from rlir_env.tokenizers.vit import VIT_LANDMARK, ViTConfig, ViTTokenizer, vit_weights
@@ -49,8 +49,4 @@ def load_tokenizer(path: str | Path, frame_size: tuple[int, int]) -> Tokenizer:
         FileNotFoundError: If there is no such file.
         ValueError: If there is none of them in the file, or its weights do not fit.
     """
-    state_dict = load_foreign(path)
-    for kind in TOKENIZER_KINDS:
-        if kind.is_in(state_dict):
-            return kind.read(state_dict, frame_size=frame_size)
-    raise ValueError(f"{path} holds no tokenizer that is known here: `rlir inspect {path}` says what it holds")
+    return read_published(path, TOKENIZER_KINDS, "tokenizer", frame_size=frame_size)

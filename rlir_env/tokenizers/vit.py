@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from rlir_env.checkpoints import filled, load_foreign, num_blocks, part_of
+from rlir_env.checkpoints import num_blocks, part_of, read_foreign
 from rlir_env.sizes import settle_sizes
 from rlir_env.tokenizers.latent import LatentTokenizer
 
@@ -159,8 +159,11 @@ class ViTTokenizer(LatentTokenizer):
         Raises:
             ValueError: If there is no such tokenizer in the file, or its weights do not fit.
         """
-        found = vit_weights(load_foreign(weights))
-        return filled(lambda: cls(ViTConfig.from_weights(found, frame_size=frame_size, **settings)), found)
+
+        def build(found: dict[str, Tensor]) -> ViTTokenizer:
+            return cls(ViTConfig.from_weights(found, frame_size=frame_size, **settings))
+
+        return read_foreign(weights, vit_weights, build)
 
     def _moments(self, images: Tensor) -> Tensor:
         """Of images in [-1, 1]; see the base class."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlir_env.checkpoints import filled, load_foreign, num_blocks, part_of
+from rlir_env.checkpoints import num_blocks, part_of, read_foreign
 from rlir_env.sizes import settle_sizes
 from rlir_env.tokenizers.base import Tokenizer, as_unit_floats
 from rlir_env.tokenizers.vq_layers import Decoder, Encoder
@@ -197,7 +197,7 @@ class VQTokenizer(Tokenizer):
             ValueError: If the config asks for another architecture, or the weights do not fit.
         """
         fields = config if isinstance(config, Mapping) else json.loads(Path(config).read_text())
-        return filled(lambda: cls.from_config(fields), vq_weights(load_foreign(weights)))
+        return read_foreign(weights, vq_weights, lambda _: cls.from_config(fields))
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Maps float frames ``[N, 3, H, W]`` in [0, 1] to codes ``[N, K]``."""

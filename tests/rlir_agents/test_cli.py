@@ -66,6 +66,7 @@ def test_every_verb_explains_itself(verb, capsys):
             "needs a reference policy",
         ),
         (["record", "quake"], "rlir record doom"),
+        (["record", "cut", "folder=clips"], "rlir record cut DIR"),
         (["record", "validate", "nowhere"], "no such folder"),
         (["ship", "nowhere"], "say what it is with as="),
         (["pretrain"], "You must specify 'model'"),
@@ -191,7 +192,10 @@ def test_labels_and_scores_of_videos(assets, tmp_path, capsys):
     assert main([*score, f"labels={videos}"]) == 0
     files = {file.name for file in (tmp_path / "metrics").iterdir()}
     runs = ("my videos", "own")
-    assert files == {"latest_metrics.csv", *(f"{kind}_{run}.json" for kind in ("idm", "fvd") for run in runs)}
+    assert files == {
+        "latest_metrics.csv",
+        *(f"{kind}_{run}.json" for kind in ("idm", "fvd", "settings") for run in runs),
+    }
     rows = list(csv.DictReader((tmp_path / "metrics" / "latest_metrics.csv").read_text().splitlines()))
     assert [row["experiment"] for row in rows] == list(runs)
     assert list(rows[0]) == [

@@ -104,6 +104,7 @@ def test_a_renamed_tensor_is_found(files, name, capsys):
     printed = capsys.readouterr()
     own_name = old.removeprefix("model._orig_mod.")
     assert f"missing: {own_name}; unexpected: {own_name}s" in printed.out
+    assert "(as published; no weight tells)" in printed.out
     assert "can be read, see above" in printed.err
 
 

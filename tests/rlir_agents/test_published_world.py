@@ -107,8 +107,10 @@ def test_post_training_needs_nothing_but_paths(files, tmp_path, experiment):
     assert main(run) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["num_iterations"] == 3 and summary["num_clips"] == 4  # 16 frames are four clips of four
-    # The paper's: one reader for both.
-    assert summary["judge_f1"]["before"] == summary["coach_f1"]["before"]
+    # The paper's one reader rewards and evaluates, and the report does not call it a judge.
+    assert summary["judge"] == summary["coach"] == "coach" and summary["judge_f1"] == summary["coach_f1"]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "its own verdict" in report and "judge" not in report.partition("Settings")[0]
     ratio = (tmp_path / "run/metrics/scalars/train/ratio_at_first_update.csv").read_text().split()[0]
     assert float(ratio.split(",")[1]) == pytest.approx(1, abs=1e-3)
     learnt, published = load_file(tmp_path / "run" / "policy.safetensors"), load_foreign(files / checkpoint)
@@ -145,8 +147,11 @@ def test_scores_and_labels_take_the_same_path(files, tmp_path, capsys):
     f1 = {row["experiment"]: float(row["f1_macro"]) for row in rows}
     assert f1["own"] > 0.99 > f1["pressed"]
     capsys.readouterr()
-    assert main(["record", "label", str(video), f"idm={tmp_path}", f"folder={tmp_path / 'new'}", "device=cpu"]) == 2
-    assert "holds 0 files *.weights" in capsys.readouterr().err
+    label = ["record", "label", f"idm={tmp_path}", f"folder={tmp_path / 'new'}", "device=cpu"]
+    wrong_videos = {video: "holds 0 files *.weights", made: "holds labels", "none.mp4": "no video none.mp4"}
+    for wrong, message in {**wrong_videos, video.parent: "is a folder: name its videos"}.items():
+        assert main([*label, str(wrong)]) == 2
+        assert message in capsys.readouterr().err
     # Labels without videos beside them are scored even so; what is named and not there is found before that.
     assert main([*[word for word in score if "references" not in word], f"labels={tmp_path}", "run=alone"]) == 0
     assert "give references=DIR" in capsys.readouterr().out
@@ -160,6 +165,39 @@ def test_scores_and_labels_take_the_same_path(files, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert main([*score[:2], f"labels={tmp_path}", "idm=nowhere"]) == 2
     assert "there is no nowhere.model" in capsys.readouterr().err
+
+
+def test_scores_of_one_name_are_of_one_kind(files, tmp_path, capsys):
+    dev = files / "data" / "dev"
+    score = ["score", f"videos={dev}", f"labels={dev}", f"idm={files}/idm", "first_line=0", "device=cpu"]
+    score += [f"metrics={tmp_path}", "num_frames=3"]
+    assert main(score) == 0
+    settings = json.loads((tmp_path / "settings_dev.json").read_text())
+    assert settings["num_frames"] == 3 and settings["idm"] == f"{files}/idm"
+    assert main(score) == 0  # once more
+    before = (tmp_path / "idm_dev.json").read_text()
+    assert main([*score, "num_frames=4"]) == 2
+    assert "scores are of other num_frames; give another run=NAME" in capsys.readouterr().err
+    assert (tmp_path / "idm_dev.json").read_text() == before
+    assert main([*score, "num_frames=4", "run=longer"]) == 0
+
+
+def test_files_that_do_not_fit_are_named(files, tmp_path):
+    """A renamed tensor, a model without its tokenizer, one tokenizer for another."""
+    weights = torch.load(files / "mineworld.ckpt")["state_dict"]
+    key = "transformer.model.norm.weight"
+    renamed = {**{name: tensor for name, tensor in weights.items() if name != key}, f"{key}s": weights[key]}
+    torch.save(renamed, tmp_path / "renamed.ckpt")
+    with pytest.raises(ValueError, match=rf"renamed\.ckpt: the weights do not fit MineWorld; missing: {key}"):
+        load_world_model(tmp_path / "renamed.ckpt")
+    torch.save(weights | {key: weights[key] * torch.nan}, tmp_path / "diverged.ckpt")
+    with pytest.raises(ValueError, match=rf"diverged\.ckpt: weights are not finite: {key}\."):
+        load_world_model(tmp_path / "diverged.ckpt")
+    paths = {"idm": files / "idm", "data": files / "data", "frame_size": FRAME_SIZE}
+    with pytest.raises(ValueError, match=r"oasis\.safetensors holds no tokenizer .* give tokenizer=PATH"):
+        load_published_world(files / "oasis.safetensors", tokenizer="vit_tokenizer", **paths)
+    with pytest.raises(ValueError, match=r"tokenizer=.*vit\.safetensors holds a ViTTokenizer, but .* is for ids"):
+        load_published_world(files / "mineworld.ckpt", tokenizer_weights=files / "vit.safetensors", **paths)
 
 
 def test_the_idm_is_inspected_with_its_settings(files, capsys):

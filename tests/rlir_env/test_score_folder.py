@@ -19,7 +19,7 @@ from rlir_env.game_actions import (
 )
 from rlir_env.inverse_dynamics import VPTConfig, VPTInverseDynamics, label_frames
 from rlir_env.metrics import compare_folder, psnr, score_folder, ssim
-from rlir_env.recordings import RecordingError, first_frames, video_frames, write_recording
+from rlir_env.recordings import RecordingError, first_frames, validation_clips, video_frames, write_recording
 from rlir_env.resize import resize_like_opencv
 
 pytest.importorskip("av")
@@ -203,10 +203,14 @@ def test_pictures_are_of_the_first_clips_by_number(tmp_path):
     """As the script, which takes the first clips by name for action following."""
     noise = np.random.default_rng(0).integers(0, 256, (2, 3, 24, 40, 3), np.uint8)
     for number, frames in zip((2, 10), noise, strict=True):
-        write_recording(tmp_path / "videos" / f"clip_{number}.mp4", frames[1:], [{}] * 2, fps=6)
-        write_recording(tmp_path / "real" / f"clip_{number}.mp4", frames, [{}] * 3, fps=6)
+        played = [env_action_to_event(action) for action in play(number)]
+        write_recording(tmp_path / "videos" / f"clip_{number}.mp4", frames[1:], played[1:3], fps=6)
+        write_recording(tmp_path / "real" / f"clip_{number}.mp4", frames, played[:3], fps=6)
     (tmp_path / "real" / "clip_10.mp4").unlink()
     assert compare_folder(tmp_path / "videos", tmp_path / "real", num_frames=2, max_clips=1)["psnr"]["value"][0] > 15
+    # And the first clips by number are those that are generated.
+    (clip,) = validation_clips(tmp_path / "videos", (24, 40), num_frames=2, max_clips=1)
+    assert clip.recording == "clip_2"
 
 
 def test_labels_lie_where_the_archive_unpacks_them(folders, idm, tmp_path):

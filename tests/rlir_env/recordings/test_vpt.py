@@ -106,7 +106,7 @@ def write_index(path, relpaths, basedir="https://example.org/data/"):
 
 
 @pytest.mark.parametrize("suffix", ["", ".mp4", ".jsonl"])
-def test_index_files(tmp_path, suffix):
+def test_index_files(tmp_path, suffix, caplog):
     names = ["6.x/a-1", "6.x/b-2", "10.0/c-3"]
     index = VPTIndex.read(write_index(tmp_path / "index.json", [name + suffix for name in names]))
     assert index.names == tuple(names)
@@ -117,6 +117,7 @@ def test_index_files(tmp_path, suffix):
     for file in ("6.x/a-1.mp4", "6.x/a-1.jsonl", "b-2.mp4", "c-3.mp4", "c-3.jsonl"):  # of b-2 a half
         (tmp_path / file).touch()
     assert index.local(tmp_path) == [tmp_path / "6.x" / "a-1.mp4", tmp_path / "c-3.mp4"]
+    assert "1 recordings of the index are not in" in caplog.text and "6.x/b-2" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"basedir": "x"}', '{"basedir": 1, "relpaths": ["a"]}'])
