@@ -55,7 +55,7 @@ class TokenPolicy(TensorDictModuleBase):
         *,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        deterministic: bool = False,
+        greedy: bool = False,
         top_k: int | None = None,
         positions_per_chunk: int | None = None,
         autocast_dtype: torch.dtype | None = None,
@@ -68,7 +68,7 @@ class TokenPolicy(TensorDictModuleBase):
             tokens_per_step: k, a divisor of K, or ``"frame"``; that of the env.
             temperature: Divides the logits.
             top_p: See `TokenSampler`.
-            deterministic: Take the most probable code instead of sampling.
+            greedy: Take the most probable code instead of sampling.
             top_k: See `TokenSampler`.
             positions_per_chunk: In sequence mode logits are made for so many positions at a time, and again in the
                 backward pass (see `TokenSteps`); None makes them all at once, which is faster where they fit.
@@ -94,7 +94,7 @@ class TokenPolicy(TensorDictModuleBase):
         self.world_model = world_model
         self.layout = layout
         self.tokens_per_step = layout.tokens_per_step(tokens_per_step)
-        self.sampler = TokenSampler(temperature, top_p, deterministic, top_k)
+        self.sampler = TokenSampler(temperature, top_p, greedy, top_k)
         if positions_per_chunk is not None and positions_per_chunk < 1:
             raise ValueError(f"positions_per_chunk={positions_per_chunk}: give a number from 1 on, or null for all")
         self.positions_per_chunk = positions_per_chunk

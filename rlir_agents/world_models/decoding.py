@@ -212,7 +212,7 @@ def generate(
         )
     device = prompt_token.device
     seed = torch.arange(num_rows, device=device) if seed is None else seed
-    sampler = replace(sampler, is_deterministic=greedy or sampler.is_deterministic)
+    sampler = replace(sampler, greedy=greedy or sampler.greedy)
     token = torch.zeros(num_rows, layout.sequence_length, dtype=torch.long, device=device)
     token[:, :num_codes] = prompt_token
     token[:, layout.word_positions.to(device)] = action_token.long()

@@ -94,7 +94,7 @@ class InteractiveDecoder:
             check_ids("action_token", action_token, model.num_codes, model.vocab_size)
         self._weights = model.decoding_weights(next(model.parameters()).dtype if dtype is None else dtype)
         self._decoding, self._window, self._num_kept, self._grid_size = decoding, window, num_kept, grid_size
-        self._sampler = replace(sampler, is_deterministic=greedy or sampler.is_deterministic)
+        self._sampler = replace(sampler, greedy=greedy or sampler.greedy)
         self._seed = torch.arange(num_rows, device=frame_token.device) if seed is None else seed
         self.num_made = self._num_dropped = 0
         self._read(frame_token.long(), action_token.long())

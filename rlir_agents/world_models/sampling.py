@@ -29,20 +29,20 @@ class TokenSampler:
         temperature: Divides the logits.
         top_p: Keep a code iff the mass strictly before it, in descending order, is at most this; so the crossing code
             stays, and at least one does (MineWorld's rule).
-        is_deterministic: Take the most probable code instead of drawing.
+        greedy: Take the most probable code instead of drawing.
         top_k: Keep the codes whose logit is not below the k-th largest, so with ties more than k; None keeps every
             code. Not together with ``top_p``.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
-    is_deterministic: bool = False
+    greedy: bool = False
     top_k: int | None = None
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise ValueError(
-                f"temperature={self.temperature} must be positive; for the most probable token set deterministic=True"
+                f"temperature={self.temperature} must be positive; for the most probable token set greedy=True"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps every code")
@@ -54,7 +54,7 @@ class TokenSampler:
 
         Args:
             logits: ``[..., V]``, any float dtype.
-            uniform: ``[...]`` float32 in (0, 1); not read if deterministic.
+            uniform: ``[...]`` float32 in (0, 1); not read if greedy.
 
         Returns:
             Code ``[...]`` int64 and its log-probability ``[...]`` float32.
@@ -65,7 +65,7 @@ class TokenSampler:
             probs = torch.where(self._is_kept(logits, probs), probs, 0.0)
         cumulative = probs.cumsum(-1)
         total = cumulative[..., -1:]
-        if self.is_deterministic:
+        if self.greedy:
             code = probs.argmax(-1, keepdim=True)
         else:
             # uniform < 1 strictly, so a code is found, and right=True never finds one of zero probability.

@@ -144,7 +144,7 @@ def test_it_is_peft_s_on_the_same_factors():
 def test_rollouts_see_the_factors():
     model = MODELS["mineworld"]()
     add_low_rank(model, rank=2, alpha=4)
-    layout, sampler = TokenLayout(4, 3, 2), TokenSampler(is_deterministic=True)
+    layout, sampler = TokenLayout(4, 3, 2), TokenSampler(greedy=True)
     token, word = torch.zeros(1, layout.sequence_length, dtype=torch.long), torch.full((1, 2, 2), 8)
     videos, decoder = [], Decoder(sampler)
     for _ in range(2):

@@ -285,7 +285,7 @@ def test_draws_follow_the_distribution_and_report_its_log_probs(sampler: TokenSa
     frequency = codes.bincount(minlength=8) / 200_000
     # Standard error of a frequency is at most .5 / sqrt(200,000) = .0011; five of them.
     torch.testing.assert_close(frequency, expected.exp(), atol=0.0056, rtol=0)
-    best, _ = TokenSampler(is_deterministic=True).draw(logits[None], uniform[:1])
+    best, _ = TokenSampler(greedy=True).draw(logits[None], uniform[:1])
     assert best.item() == logits.argmax()
 
 

@@ -48,7 +48,7 @@ AUTOREGRESSIVE = Paradigm(
     token_env,
     token_policy,
     (1, 2, 3, 4, 6, "frame"),
-    ({"top_p": 0.6}, {"deterministic": True}, {"temperature": 0.5}),
+    ({"top_p": 0.6}, {"greedy": True}, {"temperature": 0.5}),
     "token",
 )
 DIFFUSION = Paradigm(

@@ -138,7 +138,7 @@ def test_siblings_differ_under_every_exploration_type() -> None:
             videos = collect(env, make_policy(env))["action"].flatten(2).flatten(0, 1)
         assert len(videos.unique(dim=0)) > 4
     env = make_env(num_prompts=1, group_size=8)
-    best = collect(env, make_policy(env, deterministic=True))
+    best = collect(env, make_policy(env, greedy=True))
     assert len(best["action"][0].flatten(1).unique(dim=0)) == 1
     assert torch.equal(make_policy(env).get_dist(best).probs.argmax(-1), best["action"])
 
