@@ -44,6 +44,7 @@ from rlir_agents.training_state import (
     random_state,
     set_random_state,
 )
+from rlir_agents.world_models.low_rank import merged_state_dict
 
 # Rounding stays far below: 1e-6 in float32, 1e-3 in bfloat16 where micro-batches differ in shape.
 _LARGEST_DRIFT = 0.02
@@ -86,7 +87,8 @@ class Trainer:
             config: the numbers.
             run_dir: folder of the run; see `RunFolder`.
             scheduler: stepped once an iteration.
-            reference_policy: frozen; what a leash to it reads is written into rollouts (`reference_entries`).
+            reference_policy: frozen; what a leash to it reads is written into rollouts (`reference_entries`). It is
+                the trainer's own where ``sync_reference_every`` is set: its weights change.
             logger: TorchRL logger; by default CSV files in the run's folder.
             evaluate: from the policy to figures for the log.
             breakdown_names: which entries of the reward's breakdown to log by name, for example
@@ -97,13 +99,16 @@ class Trainer:
                 at once.
 
         Raises:
-            ValueError: if the config asks for an evaluation that was not passed.
+            ValueError: if the config asks for an evaluation or a reference that was not passed.
         """
         if config.evaluate_every and evaluate is None:
             raise ValueError("evaluate_every is set but there is nothing to call: pass evaluate=")
+        if config.sync_reference_every and reference_policy is None:
+            raise ValueError("sync_reference_every is set but there is no reference policy: pass reference_policy=")
         self.env, self.policy, self.loss, self.advantage = env, policy, loss, advantage
         self.optimizer, self.scheduler, self.config = optimizer, scheduler, config
         self.reference_policy = reference_policy
+        self._following = reference_policy if config.sync_reference_every else None
         self.evaluate = evaluate
         self.breakdown_names = dict(breakdown_names or {})
         self.run_folder = RunFolder(run_dir, num_checkpoints=config.num_checkpoints, logger=logger)
@@ -177,6 +182,8 @@ class Trainer:
         if self._average is not None:
             self._average.update_parameters(self.policy)
         self.iteration += 1
+        if self._following is not None and self.iteration % self.config.sync_reference_every == 0:
+            self._following.load_state_dict(merged_state_dict(self.policy))
         return figures | self._watch.lap()
 
     def _check_ratio(self, figures: Mapping[str, float]) -> None:
@@ -264,6 +271,7 @@ class Trainer:
             "num_groups_drawn": self.env.num_groups_drawn,
             "modules": modules_state(self.policy, self.loss),
             "average": None if self._average is None else self._average.state_dict(),
+            "reference": None if self._following is None else self._following.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "random": random_state(),
@@ -276,6 +284,8 @@ class Trainer:
         load_modules_state(self.policy, self.loss, state["modules"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+        if self._following is not None:
+            self._following.load_state_dict(state["reference"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])

@@ -31,6 +31,8 @@ class TrainerConfig:
         ema_decay: Keep a running mean of the weights, beginning with the base model's: after each iteration
             ``mean = ema_decay mean + (1 - ema_decay) weights``. The mean is evaluated, and is what the run leaves; the
             weights themselves go on sampling and learning. None keeps no mean.
+        sync_reference_every: Iterations between those after which the policy becomes the reference that it is leashed
+            to (TR-DPO, Gorbatovski et al. 2024; ProRL, Liu et al. 2025, section 3.3). 0 keeps the base model.
         seed: Of the order of minibatches. Prompts and sampling noise have the env's seed.
         dry_run: Not for a `Trainer`, which would train: `rlir train` prints an estimate instead.
     """
@@ -48,6 +50,7 @@ class TrainerConfig:
     checkpoint_every: int = 5
     num_checkpoints: int = 2
     ema_decay: float | None = None
+    sync_reference_every: int = 0
     seed: int = 0
     dry_run: bool = False
 

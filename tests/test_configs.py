@@ -144,6 +144,8 @@ def test_the_leash_has_its_own_copy_of_the_base_model():
     assert isinstance(parts["loss"], GRPOLoss) and parts["loss"].kl_coeff == 0.05
     assert not any(p.requires_grad for p in parts["reference_policy"].parameters())
     assert all(p.requires_grad for p in parts["policy"].parameters())
+    assembly = assemble(compose_config("train", [*IDENTITY, "algorithm=grpo", "trainer.sync_reference_every=8"]))
+    assert assembly.parts["reference_policy"] is not assembly.base  # which is evaluated at the end, as it was
 
 
 # The published sizes: reference page, sections 1.1 and 2.2. The preset: 10 MB in float16 are 5,000,000 parameters.

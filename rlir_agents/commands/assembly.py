@@ -84,7 +84,10 @@ def assemble(config: Config) -> Assembly:
     if config["lora"]["rank"]:  # torch's copies of adapted modules are bound to their originals: so not before
         add_low_rank(parts["world_model"], **config["lora"])
     parts |= {"policy": policy, "actor_network": policy, "logger": build(config.get("logger"), parts, "logger")}
-    _add_algorithm(parts, config, reference=base if config["algorithm"]["has_reference"] else None)
+    reference = base if config["algorithm"]["has_reference"] else None
+    if reference is not None and config["trainer"]["sync_reference_every"]:
+        reference = copy.deepcopy(base)  # which evaluations still need as it was
+    _add_algorithm(parts, config, reference)
     return Assembly(config, parts, policy, base)
 
 

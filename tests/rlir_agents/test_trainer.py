@@ -187,6 +187,29 @@ def test_the_kl_to_a_reference_starts_at_zero_and_is_logged(tmp_path):
     assert first["train/kl_to_ref"] == 0.0 < second["train/kl_to_ref"]
 
 
+def test_the_reference_follows_the_policy_at_the_set_pace(tmp_path):
+    def leashed(name: str, **config) -> Trainer:
+        settings = {"reference": TablePolicy(), "loss_kwargs": {"kl_coeff": 0.1}, "num_iterations": 5, **config}
+        return make_trainer(tmp_path / name, **settings)
+
+    whole = leashed("whole", sync_reference_every=2)
+    kl, references = [], []
+    for _ in range(5):
+        kl.append(whole._iterate_and_keep()["train/kl_to_ref"])
+        references.append(whole.reference_policy.logits.clone())
+    assert kl[0] == kl[2] == kl[4] == 0.0 < min(kl[1], kl[3])
+    assert torch.equal(references[1], references[2]) and not torch.equal(references[2], references[3])
+    part = leashed("part", sync_reference_every=2)
+    for _ in range(3):  # the newest checkpoint, of iteration 2, is right behind a change of reference
+        part._iterate_and_keep()
+    again = leashed("part", sync_reference_every=2)
+    again.train()
+    assert torch.equal(weights(again), weights(whole))
+    assert torch.equal(again.reference_policy.logits, references[-1])
+    with pytest.raises(ValueError, match="pass reference_policy="):
+        leashed("none", sync_reference_every=2, reference=None)
+
+
 def test_collection_log_prob_can_be_used_as_it_is(tmp_path):
     trainer = make_trainer(tmp_path, recompute_log_prob=False)
     figures = trainer.run_iteration()
