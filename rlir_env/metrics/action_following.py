@@ -17,6 +17,7 @@ Letters: N clips, n readings per clip, S slots, C most classes of any slot, ... 
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -26,7 +27,14 @@ from tqdm import tqdm
 from rlir_env.game_actions import MINECRAFT, GameActionSpec, env_actions_to_slots
 from rlir_env.inverse_dynamics import InverseDynamicsModel
 from rlir_env.metrics.base import Metric
-from rlir_env.recordings import RecordingError, env_actions_of, first_frames, list_recordings, read_events
+from rlir_env.recordings import (
+    RecordingError,
+    env_actions_of,
+    first_frames,
+    list_recordings,
+    read_events,
+    video_frames,
+)
 
 MEASURES = ("precision", "recall", "f1")
 
@@ -215,8 +223,8 @@ def score_folder(
         As :func:`mineworld_scores`.
 
     Raises:
-        ValueError: if there are no videos, labels are missing or too short, a file is broken, or the reader is of
-            another game.
+        ValueError: if there are no videos, labels are missing or too short, a file is broken, the reader is of another
+            game, or videos are whole recordings and ``first_line`` is not 0.
     """
     if idm.spec != MINECRAFT:
         raise ValueError("MineWorld's tasks are Minecraft's slots: give a reader of these")
@@ -228,15 +236,26 @@ def score_folder(
             raise RecordingError(f"{labels}: {video.stem}.jsonl is missing")
         file = labels_of[video.stem]
         # As the script: what was pressed at once stays pressed, unlike in the words that MineWorld reads.
-        compared = read_events(file)[lines]
+        events = read_events(file)
+        compared = events[lines]
         env_actions, _ = env_actions_of(compared, file, cancel_conflicts=False, first_number=first_line + 1)
         if len(env_actions) < num_frames:
             raise RecordingError(f"{file}: lines {lines.start} to {lines.stop - 1} are needed, counted from 0")
+        _check_start(video, len(events) - first_line, first_line)
         played = torch.from_numpy(env_actions_to_slots(env_actions))
         frames = torch.from_numpy(first_frames(video, num_frames)).permute(0, 3, 1, 2)
         read = idm.infer_game_actions(frames.to(device), align="mineworld").cpu()
         counts += confusion_matrices(read[None], played[None])[0]
     return mineworld_scores(counts)
+
+
+def _check_start(video: Path, num_lines: int, first_line: int) -> None:
+    """Refuse videos with more frames than there are lines for them: they begin before that line."""
+    if first_line and next(islice(video_frames(video), num_lines, None), None) is not None:
+        raise RecordingError(
+            f"{video}: more frames than the {num_lines} labels from line {first_line} on; whole recordings, which hold "
+            "the given frame, have first_line=0"
+        )
 
 
 def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:

@@ -189,7 +189,9 @@ def test_labels_and_scores_of_videos(assets, tmp_path, capsys):
     own = [f"labels={tmp_path}/labels", "first_line=0", "num_frames=15", f"references={videos}"]
     assert main([*score, *own, "run=own"]) == 0
     assert "fvd and lpips need networks of others" in capsys.readouterr().out
-    assert main([*score, f"labels={videos}"]) == 0
+    assert main([*score, f"labels={videos}"]) == 2
+    assert "whole recordings, which hold the given frame, have first_line=0" in capsys.readouterr().err
+    assert main([*score, f"labels={videos}", "first_line=0"]) == 0
     files = {file.name for file in (tmp_path / "metrics").iterdir()}
     runs = ("my videos", "own")
     assert files == {

@@ -108,6 +108,8 @@ def test_lines_and_clips_are_those_of_the_protocol(folders, idm):
         score_folder(videos, labels, idm, num_frames=NUM_FRAMES, first_line=2)
     with pytest.raises(RecordingError, match="6 frames, 7 are needed"):
         score_folder(videos, labels, idm, num_frames=7, first_line=0)
+    with pytest.raises(RecordingError, match=r"more frames than the 6 labels from line 1 on; .* first_line=0"):
+        score_folder(labels, labels, idm, num_frames=NUM_FRAMES)  # real videos, which hold the given frame
 
 
 def test_missing_and_broken_files_are_named(folders, idm, tmp_path):
