@@ -15,7 +15,7 @@ CAPTIONS = {
     "reward/mean": "What is optimised: the coach's reward, mean over the iteration's rollouts.",
     "action_following/f1": "Macro F1 on dev prompts by the coach.",
     "video/psnr": "PSNR on dev prompts, dB: does the picture hold?",
-    "train/kl_to_ref": "KL divergence from the frozen base model, nats per token, or per number of a latent.",
+    "train/kl_to_ref": "KL divergence from the reference (at first the base model), nats per token or latent number.",
     "train/clip_fraction": "Share of tokens whose ratio lies outside the clip range.",
     "train/entropy": "Entropy of the token distribution, nats per token.",
     "train/grad_norm": "Norm of the gradient before clipping.",
