@@ -27,15 +27,19 @@ from rlir_env.envs import DenoisingEnv
 class DenoisingHealth:
     """Figures of one scored batch; see the module docstring."""
 
-    def __init__(self, env: DenoisingEnv, policy: DenoisingPolicy, num_rollouts: int = 32) -> None:
+    def __init__(
+        self, env: DenoisingEnv, policy: DenoisingPolicy, num_rollouts: int = 32, batch_size: int | None = None
+    ) -> None:
         """Hold what is asked.
 
         Args:
             env: that made the batch.
             policy: that learns.
             num_rollouts: gradients are taken over so many, all in one graph; each noise level costs a backward pass.
+            batch_size: videos generated at once, as in `collect`.
         """
-        self._env, self._policy, self._num_rollouts = env, policy, num_rollouts
+        self._env, self._policy = env, policy
+        self._num_rollouts, self._batch_size = num_rollouts, batch_size
 
     def __call__(self, rollout: TensorDictBase) -> dict[str, float]:
         """Figures of a rollout [P, G, T] with ``advantage``, and with both log-probs if they were recomputed."""
@@ -74,7 +78,8 @@ class DenoisingHealth:
     @torch.no_grad()
     def _reward_gap(self, rollout: TensorDictBase) -> float:
         chosen = (rollout[key][:, :, 0].flatten() for key in ("prompt_index", "episode_seed", "group_id"))
-        solved = collect(self._env, self._policy.without_noise(), self._env.initial_state(*chosen))
+        state = self._env.initial_state(*chosen)
+        solved = collect(self._env, self._policy.without_noise(), state, self._batch_size)
         return (solved["next", "reward"][:, :, -1].mean() - rollout["next", "reward"][:, :, -1].mean()).item()
 
     def _steps(self) -> dict[int, str]:

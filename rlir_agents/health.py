@@ -22,7 +22,7 @@ that the loss saw (not those of rollouts that were dropped):
       in nats per action; unlike k3 it can fall below zero by chance.
     * ``train/entropy``: mean entropy of the policy's distribution, in nats per action.
     * ``train/grad_norm``: norm of the gradient before clipping, mean over optimiser steps.
-    * ``train/loss_*``: the terms of the loss. ``train/max_ratio``, ``train/mean_ratio``: TorchRL's.
+    * ``train/loss_*``: the terms of the loss. ``train/max_ratio``, ``train/mean_ratio``: of the probability ratios.
 
 ``train/learning_rate`` is the iteration's own. ``seconds/{rollout,reward,score,diagnose,update,evaluate}``
 are wall seconds that do not overlap; the reward includes decoding the videos, the score is

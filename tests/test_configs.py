@@ -9,6 +9,7 @@ from rlir_agents.commands.building import build, keywords_of
 from rlir_agents.commands.composition import compose_config, config_folder, describe
 from rlir_agents.losses import GRPOLoss
 from rlir_agents.policies import LatentValue, TokenValue
+from rlir_agents.rollouts import collect
 
 IDENTITY = ["experiment=identity", "num_threads=1"]
 
@@ -101,9 +102,17 @@ def test_prompts_come_from_own_recordings(tmp_path):
     assert prompts.get([0]).context_frames.shape == (1, 1, 3, 4, 8)  # at the size of the world's tokenizer
 
 
-def test_a_denoising_loss_averages_over_the_steps_that_count():
-    assembly = assemble(compose_config("train", ["experiment=identity_nfd", "policy.selected_fraction=0.4"]))
-    assert assembly.parts["loss"].loss_mask_key == "loss_mask"
+@pytest.mark.parametrize("algorithm", [["algorithm=clipped"], ["algorithm=ppo", "credit=gae"]])
+def test_a_denoising_loss_averages_over_the_steps_that_count(algorithm):
+    overrides = ["experiment=identity_nfd", *algorithm, "policy.selected_fraction=0.4"]
+    parts = assemble(compose_config("train", overrides)).parts
+    rollout = collect(parts["env"], parts["policy"]).flatten(0, 1)
+    counted = rollout["loss_mask"]
+    assert counted.float().mean() < 0.5
+    rollout["advantage"] = torch.rand(*rollout.shape, 1) + 0.5
+    rollout["value_target"] = torch.zeros(*rollout.shape, 1)
+    objective = -rollout["advantage"].expand_as(counted)[counted].mean()  # before the first update all ratios are 1
+    torch.testing.assert_close(parts["loss"](rollout)["loss_objective"].detach(), objective)
 
 
 @pytest.mark.parametrize("experiment", ["identity", "identity_nfd"])
@@ -120,9 +129,11 @@ def test_the_leash_starts_slack(experiment, tmp_path):
     [
         (["experiment=identity_nfd", "world_model=mineworld_identity"], "take an NFD"),
         (["experiment=identity", "world_model=nfd_identity"], "take a MineWorld"),
+        (["experiment=identity", "policy=flow_matching"], "take an NFD"),
+        (["experiment=identity", "credit=framewise_flat"], "no denoising steps to weigh"),
     ],
 )
-def test_a_world_model_of_the_other_paradigm_is_named(overrides, message):
+def test_a_part_of_the_other_paradigm_is_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         assemble(compose_config("train", overrides))
 

@@ -24,26 +24,29 @@ from rlir_agents.commands.further_pretraining import FurtherPretraining, check_o
 from rlir_agents.commands.train import Learn, train
 from rlir_agents.commands.training_run import TrainingRun
 from rlir_agents.evaluation import Evaluation
-from rlir_agents.report import beyond_control, console_table, replace_block, results_table
+from rlir_agents.report import beyond_control, check_block, console_table, replace_block, results_table
 
 _TIMED_BY, _CONTROL = "rlir", "more_pretraining"  # the arm whose training time the control gets
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run what is missing, and renew the README's table of results."""
-    compare(compose_config("compare", arguments), "results")
+    compare(compose_config("compare", arguments), ["compare"], "results")
 
 
-def compare(config: Config, block: str) -> None:
+def compare(config: Config, verb: Sequence[str], block: str) -> None:
     """Run what is missing of a comparison by the judge, storing the results after each run.
 
     Args:
-        config: of `rlir compare`.
+        config: of the comparison.
+        verb: what `rlir` calls it.
         block: of the README that holds the table.
     """
+    if config["readme"] is not None:
+        check_block(config["readme"], block)
     for chosen in chosen_runs(config):
         if not _is_finished(chosen):
-            train(chosen.train_config(), shlex.join(["rlir", "compare", f"only=[{chosen.name}]"]), _learn(chosen))
+            train(chosen.train_config(), shlex.join(["rlir", *verb, f"only=[{chosen.name}]"]), _learn(chosen))
             store_results(config["results"], _finished(config))
         print(console_table(_summary(chosen)), flush=True)
     entries = store_results(config["results"], _finished(config))

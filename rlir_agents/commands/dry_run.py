@@ -68,6 +68,8 @@ def estimate(config: Config, has_shapes: bool) -> Estimate:
         "base model": 4 * sizes["world model"],
         "tokenizer and coach": 4 * (sizes["tokenizer"] + sizes["coach"]),
     }
+    if config["algorithm"]["has_reference"] and config["trainer"]["sync_reference_every"]:
+        held["reference"] = 4 * sizes["world model"]
     if config["trainer"]["ema_decay"] is not None:
         held["mean of the weights"] = 4 * sizes["world model"]
     height, width = tokenizer.frame_size

@@ -17,8 +17,8 @@ from rlir_agents.commands.composition import compose_config, describe
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run what is missing, storing the results after each run."""
-    compare(compose_config("study_denoising", arguments), "denoising")
+    """Run what is missing, and renew the README's table."""
+    compare(compose_config("study_denoising", arguments), ["study", "denoising"], "denoising")
 
 
 def help_text() -> str:

@@ -20,13 +20,15 @@ from typing import Any
 from rlir_agents.commands.arms import Run, all_runs, chosen_runs, store_results
 from rlir_agents.commands.composition import Config, compose_config, describe
 from rlir_agents.commands.training_run import TrainingRun
-from rlir_agents.report import read_csv_curves, replace_block, settings_entry, settings_table
+from rlir_agents.report import check_block, read_csv_curves, replace_block, settings_entry, settings_table
 from rlir_env.atomic_files import write_text
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run what is missing, storing the results after each run."""
     config = compose_config("study_settings", arguments)
+    if config["readme"] is not None:
+        check_block(config["readme"], "settings")
     entries: list[dict[str, Any]] = []
     for chosen in chosen_runs(config):
         if not chosen.has(_file(chosen)):

@@ -89,7 +89,7 @@ class GRPOLoss(ClipPPOLoss):
                 log_prob, dist, _ = self._get_cur_log_prob(tensordict)
                 keys = (self.tensor_keys.ref_log_prob, self.tensor_keys.ref_mean)
                 divergence = kl_to_reference(dist, log_prob, tensordict, *keys)
-                kl = self._reduce_loss(divergence, tensordict)
+                kl = self._reduce_loss(divergence.unsqueeze(-1), tensordict)  # an objective's shape, [..., T, k, 1]
                 losses["loss_kl_to_ref"] = self.kl_coeff * kl
                 losses["kl_to_ref"] = kl.detach()
         finally:
@@ -97,14 +97,15 @@ class GRPOLoss(ClipPPOLoss):
         return losses
 
     def _counted_figures(self, tensordict: TensorDictBase) -> dict[str, torch.Tensor]:
-        """TorchRL's figures of the ratio, over the actions that count: it takes them over all."""
+        """TorchRL's figures, over the actions that count: it takes them over all."""
         mask = self._action_mask(tensordict)
         if mask is None or not mask.any():
             return {}
-        log_prob = self._get_cur_log_prob(tensordict)[0].detach()
-        log_ratio = (log_prob - tensordict[self.tensor_keys.sample_log_prob])[mask]
+        log_prob, dist, _ = self._get_cur_log_prob(tensordict)
+        log_ratio = (log_prob.detach() - tensordict[self.tensor_keys.sample_log_prob])[mask]
         low, high = self._clip_bounds
         return {
+            "entropy": dist.entropy().detach()[mask].mean(),
             "clip_fraction": ((log_ratio < low) | (log_ratio > high)).float().mean(),
             "kl_approx": -log_ratio.mean(),
             "max_ratio": log_ratio.max().exp(),

@@ -305,5 +305,11 @@ class DenoisingPolicy(TensorDictModuleBase):
 
 
 def flat_step_weights(policy: DenoisingPolicy) -> list[float]:
-    """Weights for `StepWeightedCredit` under which every step that samples moves the policy alike."""
+    """Weights for `StepWeightedCredit` under which every step that samples moves the policy alike.
+
+    Raises:
+        ValueError: if the policy does not denoise.
+    """
+    if not isinstance(policy, DenoisingPolicy):
+        raise ValueError(f"a {type(policy).__name__} has no denoising steps to weigh: take credit=framewise")
     return policy.table.flat_weights.tolist()

@@ -27,7 +27,7 @@ from rlir_agents.policies.latent_steps import LatentSteps
 from rlir_agents.world_models import LatentWorldModel
 from rlir_env.layout import LatentLayout
 from rlir_env.noise import step_normal, step_uniform
-from rlir_env.schedules import gaussian_log_prob, select_steps, window
+from rlir_env.schedules import gaussian_log_prob, select_steps
 
 _SMALLEST_TIMESTEP = 0.02  # below it velocities are differences of nearly equal numbers
 
@@ -78,12 +78,9 @@ class FlowMatchingPolicy(DenoisingPolicy):
             **settings: Further keywords of `DenoisingPolicy`; ``variant`` is ``"ode"`` unless it is given.
 
         Raises:
-            ValueError: as there, or if an env step is not a frame.
+            ValueError: as there, or if the window does not fit, or an env step is not a frame.
         """
-        num_steps = layout.num_denoising_steps
-        self._loss_steps = (
-            torch.arange(num_steps) if loss_window is None else window(num_steps, *loss_window).nonzero()[:, 0]
-        )
+        self._loss_window = loss_window
         settings = {"variant": "ode", **settings, "autocast_dtype": autocast_dtype}
         super().__init__(world_model, layout, steps_per_action, **settings)
         self.log_prob_at_collection = log_prob_at_collection
@@ -97,8 +94,18 @@ class FlowMatchingPolicy(DenoisingPolicy):
 
     @property
     def counted_steps(self) -> Tensor:
-        """Those of the window: no step has to sample."""
-        return self._loss_steps
+        """Those of the window: no step has to sample.
+
+        Raises:
+            ValueError: if the window is empty or leaves the grid.
+        """
+        num_steps = self.layout.num_denoising_steps
+        first, length = (0, num_steps) if self._loss_window is None else self._loss_window
+        if first < 0 or length < 1 or first + length > num_steps:
+            raise ValueError(
+                f"loss_window=({first}, {length}): give the first of {num_steps} denoising steps and how many, or null"
+            )
+        return torch.arange(first, first + length)
 
     @property
     def num_forwards_per_frame(self) -> int:

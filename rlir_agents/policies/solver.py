@@ -11,13 +11,11 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 
 from rlir_agents.hardware import autocast
 from rlir_agents.policies.latent_sequence import check_fit, common_place
 from rlir_agents.world_models import ActionEncoder, FrameReader, LatentSampler, LatentWorldModel, NFDGroups
 from rlir_env.layout import LatentLayout
-from rlir_env.noise import INITIAL_NOISE, step_normal
 
 
 class SolverPolicy(TensorDictModuleBase):
@@ -82,7 +80,11 @@ class SolverPolicy(TensorDictModuleBase):
         """
         frame, _ = common_place(tensordict)
         latent = tensordict["latent"]
-        action = self._frame_behind(tensordict, latent[:, :frame], latent[:, frame])
+        vector = self.action_encoder.of_frames(tensordict["game_action"])
+        with autocast(latent.device, self.autocast_dtype):
+            seed = tensordict["prompt_seed"].squeeze(-1)
+            cache = self._reader.read(self.world_model, latent[:, :frame], vector, seed)
+            action = self.sampler.sample_frame(self.world_model, vector[:, frame], latent[:, frame], cache)
         return tensordict.set("action", action[:, None])
 
     @torch.no_grad()
@@ -101,15 +103,7 @@ class SolverPolicy(TensorDictModuleBase):
         if common_place(tensordict) != (1, 0):
             raise ValueError("generate makes whole videos: pass a state that the env has just reset")
         frames, seed = tensordict["latent"][:, :1], tensordict["prompt_seed"].squeeze(-1)
-        for index in range(1, self.layout.num_frames):
-            noise = step_normal(seed, self.layout.latent_shape, index, INITIAL_NOISE)
-            frames = torch.cat([frames, self._frame_behind(tensordict, frames, noise)[:, None]], dim=1)
-        self._reader.forget()
+        vector = self.action_encoder.of_frames(tensordict["game_action"])
+        with autocast(frames.device, self.autocast_dtype):
+            frames = self.sampler.sample(self.world_model, frames, vector, seed, self.autocast_dtype)
         return TensorDict({"action": frames[:, 1:, None]}, batch_size=[len(frames), self.num_steps])
-
-    def _frame_behind(self, state: TensorDictBase, frames: Tensor, noise: Tensor) -> Tensor:
-        """The frame ``[B, c, h, w]`` that follows finished ones ``[B, n, c, h, w]``, from noise."""
-        vector = self.action_encoder.of_frames(state["game_action"])
-        with autocast(noise.device, self.autocast_dtype):
-            cache = self._reader.read(self.world_model, frames, vector, state["prompt_seed"].squeeze(-1))
-            return self.sampler.sample_frame(self.world_model, vector[:, frames.shape[1]], noise, cache)

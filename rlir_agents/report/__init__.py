@@ -3,7 +3,7 @@
 from rlir_agents.report.curves import read_csv_curves
 from rlir_agents.report.page import build_report, write_report
 from rlir_agents.report.readers import readers_console, readers_markdown, readers_page
-from rlir_agents.report.readme import replace_block, results_table
+from rlir_agents.report.readme import check_block, replace_block, results_table
 from rlir_agents.report.settings import settings_entry, settings_table
 from rlir_agents.report.summary import beyond_control, summarize, write_summary
 from rlir_agents.report.tables import console_table
@@ -13,6 +13,7 @@ __all__ = [
     "Panel",
     "beyond_control",
     "build_report",
+    "check_block",
     "console_table",
     "draw_comparison",
     "read_csv_curves",

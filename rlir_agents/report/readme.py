@@ -60,12 +60,27 @@ def replace_block(readme: str | Path, name: str, block: str) -> None:
     Raises:
         ValueError: if the markers are missing or in the wrong order.
     """
-    readme, begin, end = Path(readme), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    text = readme.read_text(encoding="utf-8")
+    before, after = _around_block(readme, name)
+    write_text(readme, f"{before}\n{block}\n{after}")
+
+
+def check_block(readme: str | Path, name: str) -> None:
+    """See that there is a place for a block, before the hours that make it.
+
+    Raises:
+        ValueError: as `replace_block`.
+    """
+    _around_block(readme, name)
+
+
+def _around_block(readme: str | Path, name: str) -> tuple[str, str]:
+    """What stands before a block, with its first marker, and after it, with its last."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    text = Path(readme).read_text(encoding="utf-8")
     start, stop = text.find(begin), text.find(end)
     if start < 0 or stop < start:
         raise ValueError(f"{readme} needs the lines {begin} and {end}, in this order, where the figures are to go")
-    write_text(readme, f"{text[: start + len(begin)]}\n{block}\n{text[stop:]}")
+    return text[: start + len(begin)], text[stop:]
 
 
 def _beyond_row(run: Summary) -> list[str]:

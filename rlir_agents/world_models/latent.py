@@ -275,11 +275,7 @@ def check_frames(
         )
     _check_timesteps(timestep, latent.shape[:2])
     _check_vector(model, game_action_vector, latent.shape[:2])
-    if num_before + latent.shape[1] > model.max_frames:
-        raise ValueError(
-            f"a video of {num_before + latent.shape[1]} frames is longer than max_frames={model.max_frames}; "
-            "use fewer frames or a model made for longer videos"
-        )
+    _check_length(model, num_before + latent.shape[1])
 
 
 def _check_steps(model: LatentWorldModel, steps: SelectedSteps) -> None:
@@ -294,6 +290,10 @@ def _check_steps(model: LatentWorldModel, steps: SelectedSteps) -> None:
         )
     _check_timesteps(steps.timestep, latent.shape[:3])
     _check_vector(model, steps.game_action_vector, (num_rows, num_frames))
+    _check_length(model, num_frames)
+
+
+def _check_length(model: LatentWorldModel, num_frames: int) -> None:
     if num_frames > model.max_frames:
         raise ValueError(
             f"a video of {num_frames} frames is longer than max_frames={model.max_frames}; "

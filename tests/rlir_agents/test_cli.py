@@ -16,6 +16,7 @@ from tiny_assets import FRAME_SIZE, SPLITS, VISIBLE, make_tiny_assets, write_gam
 import rlir_env
 from rlir_agents import policy_from_assets
 from rlir_agents.cli import VERBS, main
+from rlir_agents.report import check_block
 from rlir_env.assets import load_judge, load_world
 from rlir_env.game_actions import env_action_to_event
 from rlir_env.recordings import Recording, list_recordings, write_recording
@@ -287,6 +288,33 @@ def test_settings_are_compared_by_the_coach_on_dev_prompts(assets, tmp_path, cap
     assert "`reward=log_prob`, `credit=sequence`" in readme.read_text()
     first = results.read_bytes()
     assert main(run) == 0 and results.read_bytes() == first
+
+
+def test_denoising_is_studied_by_the_judge(assets, tmp_path, capsys):
+    results, readme = tmp_path / "denoising.json", tmp_path / "README.md"
+    train = listed([f"world.name={assets}", *TINY_RUN])
+    run = ["study", "denoising", f"overrides={train}", f"folder={tmp_path}/runs", f"results={results}"]
+    run += [f"readme={readme}", "only=[flow_0.7_seed0,flow_matching_seed0]"]
+    readme.write_text("no place for the table")
+    assert main(run) == 2 and not list(tmp_path.glob("runs/*"))  # said before the hours, not after them
+    assert "needs the lines <!-- denoising:begin -->" in capsys.readouterr().err
+    readme.write_text("<!-- denoising:begin -->\n<!-- denoising:end -->\n")
+    assert main(run) == 0
+    entries = json.loads(results.read_text())
+    assert [(entry["paradigm"], entry["arm"]) for entry in entries] == [
+        ("diffusion", "flow_0.7"),
+        ("diffusion", "flow_matching"),
+    ]
+    assert entries[0]["psnr"]["before"] == entries[1]["psnr"]["before"]
+    assert entries[0]["psnr"]["after"] != entries[1]["psnr"]["after"]
+    assert "| diffusion | flow_0.7 | 0 |" in readme.read_text()
+    report = (tmp_path / "runs" / "flow_0.7_seed0" / "report.html").read_text()
+    assert "rlir study denoising &#x27;only=[flow_0.7_seed0]&#x27;" in report
+
+
+def test_the_readme_has_a_place_for_every_table():
+    for block in ("results", "readers", "settings", "denoising"):
+        check_block(Path(__file__).parents[2] / "README.md", block)
 
 
 def listed(overrides: list[str]) -> str:

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlir_agents.cli import main
-from rlir_agents.commands.composition import config_folder
+from rlir_agents.commands.composition import compose_config, config_folder
+from rlir_agents.commands.dry_run import estimate
 from rlir_agents.dry_run import DEVICES, Batch, Device, Estimate, Meter, Phase, estimate_table, hollow, policy_phases
 from rlir_agents.trainer_config import TrainerConfig
 from rlir_agents.world_models import MineWorld, MineWorldConfig
@@ -32,6 +33,15 @@ def test_fake_tensors_take_the_flops_and_the_memory_of_real_ones():
     num_weights = sum(parameter.numel() for parameter in model.parameters())
     assert 4 * num_weights < count.peak_bytes < 4 * (num_weights + 100 * (64 + 3 * 256 + 3 * 8))
     assert meter.count(lambda: None) == (0, 0)
+
+
+def test_a_reference_that_moves_is_held_beside_the_base_model():
+    run = ["experiment=identity", "algorithm=grpo"]
+    fixed, moving = (
+        estimate(compose_config("train", [*run, f"trainer.sync_reference_every={every}"]), False).held
+        for every in (0, 2)
+    )
+    assert moving == fixed | {"reference": fixed["base model"]}
 
 
 def test_memory_that_was_freed_is_not_counted():

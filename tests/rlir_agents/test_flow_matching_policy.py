@@ -144,8 +144,12 @@ def test_frames_are_looked_at_in_the_window() -> None:
     rollout = collect(env, policy)
     assert (rollout["loss_mask"] == torch.tensor([False, True, True, False])).all()
     assert policy.num_forwards_per_frame == N + 2
-    with pytest.raises(ValueError, match="window"):
-        make_policy(env, loss_window=(0, N + 1))
+    for last in ((N - 1, 1), (0, N)):  # unlike an SDE's, a window may hold the last step
+        mask = collect(env, make_policy(env, loss_window=last, selected_fraction=1.0))["loss_mask"]
+        assert mask[..., -1].all() and mask.float().mean() == last[1] / N
+    for wrong in ((0, N + 1), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="loss_window"):
+            make_policy(env, loss_window=wrong)
 
 
 def test_an_env_step_is_a_frame() -> None:

@@ -88,8 +88,8 @@ def test_without_kl_it_is_the_clipped_loss_number_for_number(entropy_coeff, clip
     stock.loss_mask_key = "loss_mask"
     expected, actual = stock(batch), ours(batch)
     assert set(actual.keys()) == set(expected.keys())
-    # Figures of the ratio are of the actions that count; TorchRL's are of all.
-    over_counted = {"clip_fraction", "kl_approx", "max_ratio", "mean_ratio"}
+    # Figures are of the actions that count; TorchRL's are of all.
+    over_counted = {"entropy", "clip_fraction", "kl_approx", "max_ratio", "mean_ratio"}
     for key, value in expected.items():
         assert key in over_counted or torch.equal(actual[key], value), key
     everything = ours(batch.exclude("loss_mask"))
@@ -166,12 +166,15 @@ def test_a_kl_without_a_reference_says_what_to_do():
         GRPOLoss(policy, kl_coeff=0.1)(batch)
 
 
-def test_the_kl_is_the_mean_over_unmasked_tokens_only():
-    policy, batch = TablePolicy(num_steps=4), make_batch()
+@pytest.mark.parametrize("tokens_per_step", [1, 3])
+def test_the_kl_is_the_mean_over_unmasked_tokens_only(tokens_per_step):
+    policy, batch = TablePolicy(num_steps=4), make_batch(tokens_per_step=tokens_per_step)
     log_prob = policy.get_dist(batch).log_prob(batch["action"])
     expected = k3(log_prob, batch["ref_log_prob"])[batch["loss_mask"]].mean()
-    kl = GRPOLoss(policy, kl_coeff=1.0)(batch)["kl_to_ref"]
-    torch.testing.assert_close(kl, expected.detach())
+    losses = GRPOLoss(policy, kl_coeff=1.0)(batch)
+    torch.testing.assert_close(losses["kl_to_ref"], expected.detach())
+    entropy = policy.get_dist(batch).entropy()[batch["loss_mask"]].mean()
+    torch.testing.assert_close(losses["entropy"], entropy.detach())
 
 
 def test_the_kl_term_pulls_the_policy_back():

@@ -17,6 +17,7 @@ from rlir_agents.report import (
     Panel,
     beyond_control,
     build_report,
+    check_block,
     console_table,
     draw_comparison,
     encoding,
@@ -222,6 +223,8 @@ def test_readme_is_rewritten_between_its_markers(tmp_path, summary):
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="results:begin"):
         replace_block(readme, "results", table)
+    with pytest.raises(ValueError, match="results:begin"):
+        check_block(readme, "results")
 
 
 class _References(HTMLParser):
