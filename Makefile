@@ -25,7 +25,7 @@ demo-nfd: $(STAMP)  ## the same for the diffusion model, in runs/demo-nfd
 
 test: $(STAMP)  ## everything but the slow tests
 	$(VENV)/bin/ruff check .
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP)  ## full sizes and every dry run
 	$(PYTHON) -m pytest -m slow

@@ -24,7 +24,7 @@ from rlir_agents.hardware import autocast
 from rlir_agents.policies.denoising import DenoisingPolicy
 from rlir_agents.policies.latent_sequence import LatentSequences, constant_of
 from rlir_agents.policies.latent_steps import LatentSteps
-from rlir_agents.world_models import LatentWorldModel
+from rlir_agents.world_models import LatentSampler, LatentWorldModel
 from rlir_env.layout import LatentLayout
 from rlir_env.noise import step_normal, step_uniform
 from rlir_env.schedules import gaussian_log_prob, select_steps
@@ -60,6 +60,7 @@ class FlowMatchingPolicy(DenoisingPolicy):
         *,
         loss_window: tuple[int, int] | None = None,
         log_prob_at_collection: bool = True,
+        order: int = 1,
         autocast_dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
@@ -74,15 +75,19 @@ class FlowMatchingPolicy(DenoisingPolicy):
                 there alone loses its pictures: on the shipped world 3.5 dB in 12 updates.
             log_prob_at_collection: Look at frames noised anew already when they are made. False saves these passes and
                 writes no ``action_log_prob``, which a loss needs only if a batch is learnt from by several updates.
+            order: Of the solver on the layout's grid: 1 is Euler, or the steps of an SDE; 2 is DPM-Solver++ (2M), by
+                which evaluation makes videos, too.
             autocast_dtype: As there.
             **settings: Further keywords of `DenoisingPolicy`; ``variant`` is ``"ode"`` unless it is given.
 
         Raises:
-            ValueError: as there, or if the window does not fit, or an env step is not a frame.
+            ValueError: as there, or if the window does not fit, an env step is not a frame, or an SDE is to be of
+                second order.
         """
         self._loss_window = loss_window
         settings = {"variant": "ode", **settings, "autocast_dtype": autocast_dtype}
         super().__init__(world_model, layout, steps_per_action, **settings)
+        self._solver = LatentSampler(layout.grid, order)
         self.log_prob_at_collection = log_prob_at_collection
         if not log_prob_at_collection:
             self.out_keys.remove("action_log_prob")
@@ -91,6 +96,8 @@ class FlowMatchingPolicy(DenoisingPolicy):
                 f"steps_per_action={steps_per_action}: flow matching looks at finished frames, so an env step is a "
                 'frame; take steps_per_action="frame"'
             )
+        if order == 2 and self.table.is_stochastic.any():
+            raise ValueError('order=2: the solver of second order is one of the ODE; take variant="ode", or order=1')
 
     @property
     def counted_steps(self) -> Tensor:
@@ -128,7 +135,8 @@ class FlowMatchingPolicy(DenoisingPolicy):
 
     def _denoise(self, state: TensorDictBase, frames: Tensor, latent: Tensor, vector: Tensor, step: int) -> TensorDict:
         """Make a frame, and perhaps look at it noised anew; see the base class."""
-        written = super()._denoise(state, frames, latent, vector, step)
+        solve = super()._denoise if self._solver.order == 1 else self._solve
+        written = solve(state, frames, latent, vector, step)
         if not self.log_prob_at_collection:
             return written.exclude("action_log_prob")
         finished, is_counted = written["action"][:, -1], written["loss_mask"]
@@ -144,6 +152,17 @@ class FlowMatchingPolicy(DenoisingPolicy):
                 log_prob = gaussian_log_prob(finished, mean, std, self.log_prob_reduction)
                 log_probs.scatter_(1, place[:, None], log_prob[:, None])
         return written.set("action_log_prob", log_probs)
+
+    def _solve(self, state: TensorDictBase, frames: Tensor, latent: Tensor, vector: Tensor, step: int) -> TensorDict:
+        """Make a frame as evaluation does: from the given step, which is the first, by steps without probabilities."""
+        index = frames.shape[1]
+        with autocast(latent.device, self.autocast_dtype):
+            cache = self._reader.read(self.world_model, frames, vector, state["prompt_seed"].squeeze(-1))
+            action = self._solver.latents(self.world_model, vector[:, index], latent, cache)
+        is_counted = self._selected(state["episode_seed"].squeeze(-1))[:, index - 1]
+        log_probs = action.new_zeros(is_counted.shape)
+        written = {"action": action, "action_log_prob": log_probs, "loss_mask": is_counted}
+        return TensorDict(written, batch_size=[len(latent)])
 
     def _noised(self, finished: Tensor, episode_seed: Tensor, frame: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """Finished frames ``[..., c, h, w]`` between clean and noise, and their timesteps ``[...]``."""

@@ -54,11 +54,17 @@ class LatentSampler:
             data, before = data + before, torch.zeros_like(before)
         return torch.stack([latent, data, before], dim=-1)
 
-    @torch.no_grad()
     def sample_frame(
         self, world_model: LatentWorldModel, game_action_vector: Tensor | None, noise: Tensor, cache: FrameCache
     ) -> Tensor:
-        """Denoise the frame that follows those in the cache.
+        """The frame that follows those in the cache, ``[B, c, h, w]`` float32: the last of `latents`."""
+        return self.latents(world_model, game_action_vector, noise, cache)[:, -1]
+
+    @torch.no_grad()
+    def latents(
+        self, world_model: LatentWorldModel, game_action_vector: Tensor | None, noise: Tensor, cache: FrameCache
+    ) -> Tensor:
+        """Denoise the frame that follows those in the cache, step by step.
 
         Args:
             world_model: The generator.
@@ -67,16 +73,17 @@ class LatentSampler:
             cache: The frames before it; stays as it is.
 
         Returns:
-            ``[B, c, h, w]`` float32.
+            The latent after every step, ``[B, N, c, h, w]`` float32.
         """
-        latent = noise.float()
+        latent, latents = noise.float(), []
         data_before = torch.zeros_like(latent)
         grid = self.timestep[:-1].tolist()
         for timestep, (a, b, c) in zip(grid, self.coefficients().tolist(), strict=True):
             timesteps = torch.full((len(latent),), timestep, device=latent.device)
             data = latent - timestep * world_model.next_velocity(latent, timesteps, game_action_vector, cache)
             latent, data_before = a * latent + b * data + c * data_before, data
-        return latent
+            latents.append(latent)
+        return torch.stack(latents, dim=1)
 
     @torch.no_grad()
     def sample(

@@ -11,6 +11,7 @@ from rlir_agents.losses import GRPOLoss
 from rlir_agents.policies import DenoisingPolicy, FlowMatchingPolicy
 from rlir_agents.rollouts import collect, collect_stepwise
 from rlir_agents.scoring import reference_entries
+from rlir_agents.world_models import LatentSampler
 from rlir_env.envs import DenoisingEnv
 from rlir_env.noise import CONTEXT_NOISE, step_normal, step_uniform
 from rlir_env.testing import identity_world
@@ -35,7 +36,9 @@ def make_policy(env: DenoisingEnv, **settings) -> DenoisingPolicy:
 
 
 @pytest.mark.parametrize("context_timestep", [0.0, 0.25])
-@pytest.mark.parametrize("settings", [{}, {"variant": "dance", "selected_fraction": 1.0, "log_prob_reduction": "sum"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"order": 2}, {"variant": "dance", "selected_fraction": 1.0, "log_prob_reduction": "sum"}]
+)
 def test_rollout_and_loss_agree(context_timestep: float, settings: dict) -> None:
     env = make_env()
     policy = make_policy(env, context_timestep=context_timestep, **settings)
@@ -136,6 +139,21 @@ def test_videos_are_those_of_the_ode() -> None:
     solved = collect(env, small_denoising_policy(env).without_noise(), state)
     torch.testing.assert_close(rollout["action"], solved["action"], atol=1e-6, rtol=0)
     assert (rollout["action"][:, 0] - rollout["action"][:, 1]).abs().amax((1, 2, 3, 4, 5)).min() > 0.1  # siblings
+
+
+def test_videos_of_second_order_are_those_of_evaluation() -> None:
+    env = make_env()
+    policy = make_policy(env, order=2)
+    rollout = collect(env, policy)
+    rows = rollout.flatten(0, 1)
+    sampler = LatentSampler(env.layout.grid, order=2)
+    vector = policy.action_encoder.of_frames(rows["game_action"][:, 0])
+    videos = sampler.sample(policy.world_model, rows["latent"][:, 0, :1], vector, rows["prompt_seed"][:, 0, 0])
+    torch.testing.assert_close(rows["action"][:, :, -1], videos[:, 1:], atol=1e-6, rtol=0)
+    euler = collect(make_env(), make_policy(env))
+    assert (euler["action"][..., -1, :, :, :] - rollout["action"][..., -1, :, :, :]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="order=1"):
+        make_policy(env, order=2, variant="dance")
 
 
 def test_frames_are_looked_at_in_the_window() -> None:
