@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlir_agents.cli import main
+from rlir_agents.commands.assembly import assemble, make_trainer
 from rlir_agents.commands.composition import compose_config
 from rlir_agents.commands.dry_run import estimate
 from rlir_agents.world_models import (
@@ -183,6 +184,19 @@ def test_a_run_with_factors_leaves_plain_weights(experiment: str, tmp_path: Path
     assert (
         main([*run, f"run_dir={adapted}", "lora={rank:2,alpha:4}", "optimizer.lr=0.01"]) == 0
     )  # finished: nothing to do
+
+
+def test_a_reference_that_moves_takes_the_factors_over(tmp_path: Path):
+    overrides = ["experiment=identity", "algorithm=grpo", "lora={rank:2,alpha:4}", "trainer.num_epochs=1"]
+    overrides += ["trainer.num_minibatches=1", "trainer.evaluate_every=0", "trainer.sync_reference_every=1"]
+    overrides += ["optimizer.lr=0.01", f"run_dir={tmp_path}"]
+    trainer = make_trainer(assemble(compose_config("train", overrides)), evaluate=None)
+    before = copy.deepcopy(trainer.reference_policy.state_dict())
+    divergence = [trainer.run_iteration()["train/kl_to_ref"] for _ in range(2)]
+    assert max(map(abs, divergence)) < 1e-5  # every batch begins where the reference stands
+    after, learnt = trainer.reference_policy.state_dict(), merged_state_dict(trainer.policy)
+    assert all(torch.equal(after[name], weight) for name, weight in learnt.items())
+    assert max((after[name] - weight).abs().max() for name, weight in before.items()) > 1e-4
 
 
 def test_a_dry_run_counts_what_learns():
