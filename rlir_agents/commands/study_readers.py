@@ -21,7 +21,7 @@ from rlir_agents.commands.gameplay import archive
 from rlir_agents.commands.machine import set_up_machine
 from rlir_agents.reader_figures import reader_figures
 from rlir_agents.reader_study import ReaderStudy, piece_bounds, spread_clips
-from rlir_agents.report import readers_console, readers_markdown, readers_page, replace_block
+from rlir_agents.report import check_block, readers_console, readers_markdown, readers_page, replace_block
 from rlir_env.assets import asset_folder, read_idm, read_tokenizer
 from rlir_env.assets.manifest import sha256
 from rlir_env.atomic_files import write_text
@@ -32,6 +32,8 @@ READERS = ("coach", "judge")  # each is also the name of the maps that it was tr
 def run(arguments: Sequence[str]) -> None:
     """Measure, and leave table, JSON, page and the README's block."""
     config = compose_config("study_readers", arguments)
+    if config["readme"] is not None:
+        check_block(config["readme"], "readers")
     figures = _figures(config, shlex.join(["rlir", "study", "readers", *arguments]))
     write_text(config["results"], json.dumps(figures, indent=1, allow_nan=False) + "\n")
     write_text(config["page"], readers_page(figures))

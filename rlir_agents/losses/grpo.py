@@ -76,6 +76,7 @@ class GRPOLoss(ClipPPOLoss):
         self.loss_mask_key = loss_mask_key
         self._has_entropy_bonus = entropy_coeff != 0
         self._current: tuple[torch.Tensor, Distribution, bool] | None = None
+        self._entropy: torch.Tensor | None = None  # of that distribution, [..., T, k, 1]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Return `ClipPPOLoss`'s entries, and ``loss_kl_to_ref``, ``kl_to_ref`` if leashed."""
@@ -93,7 +94,7 @@ class GRPOLoss(ClipPPOLoss):
                 losses["loss_kl_to_ref"] = self.kl_coeff * kl
                 losses["kl_to_ref"] = kl.detach()
         finally:
-            self._current = None  # do not keep the graph alive between calls
+            self._current = self._entropy = None  # do not keep the graph alive between calls
         return losses
 
     def _counted_figures(self, tensordict: TensorDictBase) -> dict[str, torch.Tensor]:
@@ -101,11 +102,11 @@ class GRPOLoss(ClipPPOLoss):
         mask = self._action_mask(tensordict)
         if mask is None or not mask.any():
             return {}
-        log_prob, dist, _ = self._get_cur_log_prob(tensordict)
-        log_ratio = (log_prob.detach() - tensordict[self.tensor_keys.sample_log_prob])[mask]
+        log_prob = self._get_cur_log_prob(tensordict)[0].detach()
+        log_ratio = (log_prob - tensordict[self.tensor_keys.sample_log_prob])[mask]
         low, high = self._clip_bounds
-        return {
-            "entropy": dist.entropy().detach()[mask].mean(),
+        entropy = {} if self._entropy is None else {"entropy": self._entropy.detach().squeeze(-1)[mask].mean()}
+        return entropy | {
             "clip_fraction": ((log_ratio < low) | (log_ratio > high)).float().mean(),
             "kl_approx": -log_ratio.mean(),
             "max_ratio": log_ratio.max().exp(),
@@ -140,4 +141,5 @@ class GRPOLoss(ClipPPOLoss):
 
     def _get_entropy(self, dist: Distribution, adv_shape: torch.Size) -> torch.Tensor:
         with torch.set_grad_enabled(self._has_entropy_bonus and torch.is_grad_enabled()):
-            return super()._get_entropy(dist, adv_shape)
+            self._entropy = super()._get_entropy(dist, adv_shape)
+        return self._entropy

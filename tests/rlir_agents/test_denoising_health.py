@@ -7,6 +7,7 @@ from tensordict import TensorDict
 from torchrl.envs import EnvBase
 
 from rlir_agents.advantages import FramewiseCredit, StepWeightedCredit
+from rlir_agents.commands.composition import compose_config
 from rlir_agents.denoising_health import DenoisingHealth
 from rlir_agents.policies import DenoisingPolicy
 from rlir_agents.policies.denoising import flat_step_weights
@@ -73,6 +74,25 @@ def test_reward_gap_is_that_of_the_same_videos_without_noise():
     expected = solved["next", "reward"].sum(2).mean() - rollout["next", "reward"].sum(2).mean()
     figures = DenoisingHealth(env, policy)(rollout)
     assert figures["denoising/ode_minus_sde_reward"] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_reward_gap_is_measured_on_as_many_videos_at_once_as_a_rollout(monkeypatch):
+    env = make_env()
+    policy = small_denoising_policy(env)
+    rollout, generate, sizes = scored(env, policy), DenoisingPolicy.generate, []
+    whole = DenoisingHealth(env, policy)(rollout)
+
+    def measured(self, state):
+        sizes.append(len(state))
+        return generate(self, state)
+
+    monkeypatch.setattr(DenoisingPolicy, "generate", measured)
+    parts = DenoisingHealth(env, policy, batch_size=3)(rollout)
+    assert sizes == [3, 3, 2]
+    gap = "denoising/ode_minus_sde_reward"
+    assert parts[gap] == pytest.approx(whole[gap], abs=1e-5)
+    settings = compose_config("train", ["experiment=identity_nfd", "trainer.rollout_batch_size=3"])
+    assert settings["diagnose"]["batch_size"] == 3
 
 
 @GRANULARITIES

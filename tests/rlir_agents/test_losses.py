@@ -190,6 +190,15 @@ def test_the_kl_term_pulls_the_policy_back():
     assert loss(batch)["kl_to_ref"] < before["kl_to_ref"]
 
 
+def test_the_entropy_is_taken_once_and_only_where_it_is_asked_for(monkeypatch):
+    policy, batch, asked = TablePolicy(num_steps=4), make_batch(), []
+    entropy = Categorical.entropy
+    monkeypatch.setattr(Categorical, "entropy", lambda dist: asked.append(dist) or entropy(dist))
+    GRPOLoss(policy)(batch)
+    assert len(asked) == 1
+    assert "entropy" not in GRPOLoss(policy, entropy_bonus=False)(batch).keys() and len(asked) == 1
+
+
 def test_no_entropy_bonus_means_no_gradient_graph_for_the_entropy():
     policy, batch = TablePolicy(num_steps=4), make_batch()
     losses = GRPOLoss(policy, entropy_coeff=0.0)(batch)
