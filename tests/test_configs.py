@@ -70,6 +70,13 @@ def test_every_key_is_a_keyword(group, option):
             assert node.keys() - {"_target_"} <= keywords.keys(), target
 
 
+@pytest.mark.parametrize("root", ["train", "evaluate", "generate"])
+@pytest.mark.parametrize("paradigm", options("paradigm"))
+def test_every_command_composes_every_paradigm(root, paradigm):
+    config = compose_config(root, [f"paradigm={paradigm}"])
+    assert config["paradigm"] == paradigm and list(nodes(config))
+
+
 @pytest.mark.parametrize(
     "override",
     [
