@@ -1,10 +1,11 @@
 r"""Measure everything, print the tables, and write them down as numbers.
 
     python -m benchmarks                                    # what `make bench` runs: minutes, on cores that are idle
-    python -m benchmarks --only denoising                   # a part of it; is printed, and written where --results says
-    python -m benchmarks --results runs/speed.json --repeats 1 env.num_prompts=2 env.group_size=4 \
+    python -m benchmarks --only denoising                   # a part of it
+    python -m benchmarks --results runs/speed --repeats 1 env.num_prompts=2 env.group_size=4 \
         --denoising env.group_size=4 world_model.config.num_layers=1                          # to try it out
 
+Each part has its file, `speed_tokens.json` and `speed_denoising.json`, which names the machine it was measured on.
 Further arguments are overrides of `rlir train experiment=demo`, and after `--denoising` of `experiment=doom_nfd_paper`.
 """
 
@@ -40,7 +41,7 @@ from benchmarks.peaks import Peaks, machine, measure_peaks
 from rlir_agents.commands.assembly import Assembly
 from rlir_env.atomic_files import write_text
 
-_RESULTS = Path(__file__).parent / "results" / "speed.json"
+_RESULTS = Path(__file__).parent / "results"
 _REPEATS = 3
 
 # Announces a stage of the work, and counts it when it is done.
@@ -52,7 +53,7 @@ Finish = Callable[[Peaks], Figures]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all benchmarks in one go."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, help=f"where the numbers go; those of all parts: {_RESULTS.name}")
+    parser.add_argument("--results", type=Path, default=_RESULTS, help="folder of the files")
     parser.add_argument("--only", choices=tuple(_PARTS), help="measure one part")
     parser.add_argument("--repeats", type=int, default=_REPEATS, help="runs of which denoising's medians are taken")
     parser.add_argument(
@@ -65,20 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = measure(overrides, given.repeats)
     texts = [machine_text(figures["machine"], figures["peaks"])]
     texts += [_PARTS[part].tables(figures[part]) for part in overrides]
-    print("", *texts, sep="\n\n")
-    results = _RESULTS if given.results is None and given.only is None else given.results
-    if results is not None:
-        figures["command"] = _command(given)
-        write_text(results, json.dumps(figures, indent=1) + "\n")
-        print(f"\n{results}")
+    print("", *texts, sep="\n\n", end="\n\n")
+    for part in overrides:
+        shared = {"machine": figures["machine"], "peaks": figures["peaks"]}
+        path = given.results / f"speed_{part}.json"
+        write_text(path, json.dumps(shared | figures[part] | {"command": _command(part, given)}, indent=1) + "\n")
+        print(path)
 
 
-def _command(given: argparse.Namespace) -> str:
-    """What makes these figures again, wherever they are written."""
-    only = [] if given.only is None else ["--only", given.only]
+def _command(part: str, given: argparse.Namespace) -> str:
+    """What makes the figures of a part again, wherever they are written."""
     repeats = [] if given.repeats == _REPEATS else ["--repeats", str(given.repeats)]
     denoising = ["--denoising", *given.denoising] if given.denoising else []
-    return shlex.join(["python", "-m", "benchmarks", *only, *repeats, *given.overrides, *denoising])
+    of_part = {"tokens": given.overrides, "denoising": [*repeats, *denoising]}[part]
+    return shlex.join(["python", "-m", "benchmarks", "--only", part, *of_part])
 
 
 def measure(parts: Mapping[str, Sequence[str]], repeats: int) -> Figures:
@@ -99,8 +100,8 @@ def measure(parts: Mapping[str, Sequence[str]], repeats: int) -> Figures:
 
         finish = {part: _PARTS[part].measure(overrides, repeats, stage) for part, overrides in parts.items()}
         with stage("peaks"):
-            peaks = measure_peaks([torch.bfloat16, torch.float32])
-    figures = {part: one(peaks) for part, one in finish.items()}
+            peaks = measure_peaks()
+            figures = {part: one(peaks) for part, one in finish.items()}
     return {"machine": machine(), "peaks": peak_figures(peaks), **figures}
 
 

@@ -27,6 +27,7 @@ class Peaks:
 
     Attributes:
         flops: Of matrix products, FLOP per second by type of the operands; a multiplication and an addition are two.
+            Those of `measure_peaks` are measured when asked for: a type that is only emulated would take minutes.
         copy: Bytes per second of a memory copy, read and written bytes added.
     """
 
@@ -34,13 +35,15 @@ class Peaks:
     copy: float
 
 
-def measure_peaks(dtypes: Sequence[torch.dtype]) -> Peaks:
-    """Measure, in a second or two.
+class _MeasuredProducts(dict[torch.dtype, float]):
+    def __missing__(self, dtype: torch.dtype) -> float:
+        self[dtype] = product_peak(dtype)
+        return self[dtype]
 
-    Args:
-        dtypes: Types of matrix products.
-    """
-    return Peaks({dtype: product_peak(dtype) for dtype in dtypes}, copy_peak())
+
+def measure_peaks() -> Peaks:
+    """Measure, in a second or two."""
+    return Peaks(_MeasuredProducts(), copy_peak())
 
 
 def product_peak(dtype: torch.dtype, sizes: Sequence[int] = _PRODUCT_SIZES) -> float:

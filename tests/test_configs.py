@@ -94,7 +94,7 @@ def test_every_part_of_training_is_built(override):
         "credit=framewise_flat": denoising,
         "env=denoising": denoising,
         "policy=denoising": denoising,
-        "policy=flow_matching": denoising,
+        "policy=flow_matching": [*denoising, "policy.order=1"],  # the toy world takes the steps of an SDE
     }
     config = compose_config("train", [*IDENTITY, override, *extra.get(override, [])])
     assembly = assemble(config)
