@@ -14,9 +14,9 @@ from rlir_env.atomic_files import write_text
 from rlir_env.checkpoints import fingerprint
 
 _NAME = "run.json"
-# What changes nothing that a run computes but the rounding of sums over threads.
+# What changes nothing that a run learns but the rounding of sums over threads.
 _FREE = (
-    *("install_seconds", "run_dir", "folder", "num_threads"),
+    *("install_seconds", "run_dir", "folder", "num_threads", "diagnose"),
     *("trainer.checkpoint_every", "trainer.num_checkpoints", "validation.max_clips"),
 )
 _OF_THE_MACHINE = ("device", "autocast")
@@ -67,7 +67,8 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 def _changed(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> list[str]:
     """Keys whose values differ."""
     before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now))))
-    return sorted(key for key in (before.keys() | after.keys()) - set(free) if before.get(key) != after.get(key))
+    counted = {key for key in before.keys() | after.keys() if key not in free and key.partition(".")[0] not in free}
+    return sorted(key for key in counted if before.get(key) != after.get(key))
 
 
 def _refuse(folder: Path, changed: Sequence[str]) -> None:
