@@ -11,7 +11,7 @@ from importlib.metadata import version
 VERBS = {
     "record": "play a game and record it, or validate recordings",
     "pretrain": "make a tokenizer, an inverse dynamics model or a world model from recordings",
-    "study": "measure what the readers can read, before their word is rewarded",
+    "study": "measure what readers can read, which settings learn best, which SDE suits denoising",
     "train": "post-train a world model with inverse rewards, and report what it gained",
     "evaluate": "measure how well a world model follows game actions",
     "score": "score folders of videos by MineWorld's protocol",

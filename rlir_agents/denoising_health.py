@@ -1,7 +1,8 @@
 """Is a denoising run well, noise level by noise level? What the mean over all steps hides.
 
 An SDE weighs its steps differently, and reaches the reader through noise that evaluation does not have; both are
-reasons for a reward that stays flat. Figures, where ``<t>`` is the timestep from which a denoising step starts:
+reasons for a reward that stays flat. Figures, where ``<t>`` is the timestep from which a denoising step starts (the
+noisiest that flow matching draws for it):
 
     * ``denoising/grad_norm/<t>``: norm of the gradient of ``mean(advantage * log-prob)`` over the actions of that step:
       which noise levels learn.
@@ -85,7 +86,7 @@ class DenoisingHealth:
     def _steps(self) -> dict[int, str]:
         """Denoising steps that may count, with the timestep each starts from."""
         table = self._policy.table
-        return {step: f"{table.timestep[step]:.2f}" for step in self._policy.counted_steps.tolist()}
+        return {step: f"{table.timestep[step]:.3f}" for step in self._policy.counted_steps.tolist()}
 
     @staticmethod
     def _is_step(rollout: TensorDictBase, step: int) -> torch.Tensor:

@@ -42,7 +42,7 @@ def choose_autocast_dtype(name: str, device: torch.device | str) -> torch.dtype 
     """The precision named in a config.
 
     Args:
-        name: ``"auto"``, ``"bfloat16"``, ``"float16"``, or ``"float32"`` for none.
+        name: ``"auto"``, ``"bfloat16"``, or ``"float32"`` for none. (float16 would need its losses scaled.)
         device: where networks run.
 
     Raises:
@@ -50,7 +50,7 @@ def choose_autocast_dtype(name: str, device: torch.device | str) -> torch.dtype 
     """
     if name == "auto":
         return default_autocast_dtype(device)
-    choices = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None}
+    choices = {"bfloat16": torch.bfloat16, "float32": None}
     if name not in choices:
         raise ValueError(f"autocast={name!r}: use auto, {', '.join(choices)}")
     return choices[name]

@@ -16,6 +16,19 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 
 
+def check_minibatches(num_prompts: int, num_minibatches: int) -> None:
+    """Refuse what the groups of a batch cannot be dealt out to evenly.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if num_prompts % num_minibatches:
+        raise ValueError(
+            f"num_minibatches={num_minibatches} must divide the {num_prompts} prompts of a batch, "
+            "because a group is not split over optimiser steps"
+        )
+
+
 def shuffled_minibatches(
     num_prompts: int, group_size: int, num_minibatches: int, generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
@@ -24,20 +37,12 @@ def shuffled_minibatches(
     Args:
         num_prompts: P.
         group_size: G.
-        num_minibatches: how many; each gets P / num_minibatches groups.
+        num_minibatches: how many; each gets P / num_minibatches groups (`check_minibatches`).
         generator: source of the order.
 
     Yields:
         Row indices of one minibatch, long [N / num_minibatches].
-
-    Raises:
-        ValueError: if the groups cannot be dealt out evenly.
     """
-    if num_minibatches < 1 or num_prompts % num_minibatches:
-        raise ValueError(
-            f"num_minibatches={num_minibatches} must divide the {num_prompts} prompts of a batch, "
-            "because a group is not split over optimiser steps"
-        )
     order = torch.randperm(num_prompts, generator=generator)
     for prompts in order.chunk(num_minibatches):
         yield (prompts[:, None] * group_size + torch.arange(group_size)).flatten()

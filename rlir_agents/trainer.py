@@ -32,6 +32,7 @@ from tqdm import tqdm
 from rlir_agents.advantages import Advantage
 from rlir_agents.finite_checks import NonFiniteError
 from rlir_agents.health import console_line, rollout_health
+from rlir_agents.minibatches import check_minibatches
 from rlir_agents.policy_update import PolicyUpdate
 from rlir_agents.rollouts import collect
 from rlir_agents.run_folder import RunFolder
@@ -99,12 +100,20 @@ class Trainer:
                 at once.
 
         Raises:
-            ValueError: if the config asks for an evaluation or a reference that was not passed.
+            ValueError: if the config asks for an evaluation or a reference that was not passed, for minibatches that
+                the env's groups cannot be dealt out to, or for several updates without log-probs to compare with.
         """
+        check_minibatches(env.num_groups, config.num_minibatches)
         if config.evaluate_every and evaluate is None:
             raise ValueError("evaluate_every is set but there is nothing to call: pass evaluate=")
         if config.sync_reference_every and reference_policy is None:
             raise ValueError("sync_reference_every is set but there is no reference policy: pass reference_policy=")
+        has_log_prob = config.recompute_log_prob or "action_log_prob" in policy.out_keys
+        if config.num_updates > 1 and not has_log_prob:
+            raise ValueError(
+                f"{config.num_updates} updates a batch compare with log-probs of the policy that sampled it, and this "
+                "one writes none: set trainer.recompute_log_prob=true, or num_epochs=1 and num_minibatches=1"
+            )
         self.env, self.policy, self.loss, self.advantage = env, policy, loss, advantage
         self.optimizer, self.scheduler, self.config = optimizer, scheduler, config
         self.reference_policy = reference_policy
@@ -159,6 +168,8 @@ class Trainer:
         watch = self._watch
         with watch("rollout"), watch.calls(self.env, "score", "reward", part_of="rollout"), torch.no_grad():
             rollout = self._collect_fn(self.env, self.policy)  # [P, G, T]
+        if self.iteration == 0:
+            _require_different_siblings(rollout)
         with self._watch("score"):
             self._score(rollout)
             self.advantage(rollout)
@@ -207,14 +218,8 @@ class Trainer:
         """Write what the loss compares with: log-probs, and the reference's, [P, G, T(, k)]."""
         groups, videos = rollout.shape[:2], rollout.flatten(0, 1)
         micro_batch_size = self.config.micro_batch_size or len(videos)
-        is_known = "action_log_prob" in rollout.keys()
-        if not is_known and not self.config.recompute_log_prob and self.config.num_updates > 1:
-            raise ValueError(
-                f"{self.config.num_updates} updates a batch compare with log-probs of the policy that sampled it, and "
-                "rollouts hold none: set trainer.recompute_log_prob=true, or num_epochs=1 and num_minibatches=1"
-            )
         if self.config.recompute_log_prob:
-            if is_known:
+            if "action_log_prob" in rollout.keys():
                 rollout.rename_key_("action_log_prob", "collection_log_prob")
             log_prob = sequence_log_prob(self.policy, videos, micro_batch_size=micro_batch_size)
             rollout["action_log_prob"] = log_prob.unflatten(0, groups)
@@ -246,6 +251,8 @@ class Trainer:
             assert self.evaluate is not None  # checked by the constructor
             figures = dict(self.evaluate(self.result))
         best_by = self.config.keep_best_by
+        if best_by is not None and best_by not in figures:
+            raise ValueError(f"keep_best_by={best_by!r}: the evaluation gives {', '.join(sorted(figures))}")
         if best_by is not None and figures[best_by] > self._best:
             self._best = figures[best_by]
             self.run_folder.save_policy(self.result, "best_policy")
@@ -290,3 +297,14 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         set_random_state(state["random"])
+
+
+def _require_different_siblings(rollout: TensorDictBase) -> None:
+    """Refuse a batch ``[P, G, T]`` whose siblings are copies: nothing tells which was better, now or later."""
+    action = rollout["action"]
+    if action.shape[1] > 1 and torch.equal(action, action[:, :1].expand_as(action)):
+        raise ValueError(
+            "all siblings of a group are the same video, so there is nothing to compare: a policy that draws nothing "
+            "while sampling (policy=flow_matching, an SDE without noise) needs env.is_initial_noise_shared=false, and "
+            "one that samples tokens a temperature and a top-p above 0"
+        )

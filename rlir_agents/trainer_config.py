@@ -15,7 +15,7 @@ class TrainerConfig:
         num_minibatches: Optimiser steps per pass; divides the prompts of a batch.
         micro_batch_size: Rollouts per forward, for memory; None takes a whole minibatch at once.
         rollout_batch_size: Videos generated at once, for memory; None takes the whole batch.
-        max_grad_norm: Gradients are clipped to this norm.
+        max_grad_norm: Gradients are clipped to this norm, above 0; infinity clips none.
         recompute_log_prob: Take ratios against a log-prob recomputed in sequence mode. False saves
             one forward and takes the one from collection, whose mismatch is then in every ratio; where the policy
             writes none, and a batch has one update, the loss takes its own.
@@ -68,6 +68,11 @@ class TrainerConfig:
         too_small = [name for name in (*counts, *sizes) if getattr(self, name) < 1]
         if too_small:
             raise ValueError(f"{', '.join(too_small)}: must be at least 1")
+        negative = [name for name in ("evaluate_every", "sync_reference_every") if getattr(self, name) < 0]
+        if negative:
+            raise ValueError(f"{', '.join(negative)}: must be at least 0, which is never")
+        if self.max_grad_norm is None or not self.max_grad_norm > 0:  # torch would turn gradients round
+            raise ValueError(f"max_grad_norm={self.max_grad_norm}: must be above 0; .inf in YAML clips nothing")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay}: give a number between 0 and 1, for instance 0.9, or null")
         if self.keep_best_by is not None and not self.evaluate_every:

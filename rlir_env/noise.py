@@ -21,7 +21,8 @@ _INCREMENT = 0x9E3779B97F4A7C15 - 2**64
 _FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND_MULTIPLIER = 0x94D049BB133111EB - 2**64
 
-# Denoising steps come first; three places at the end are for what a frame needs once.
+# Denoising steps come first, 0 .. N - 1; what a step needs besides has the places behind them (`FlowMatchingPolicy`:
+# N + step and 2 N + step); three at the end are for what a frame needs once.
 _PLACES_PER_FRAME = 2**12
 STEP_SELECTION = _PLACES_PER_FRAME - 3
 CONTEXT_NOISE = _PLACES_PER_FRAME - 2
@@ -53,7 +54,7 @@ def step_uniform(seed: Tensor, shape: Sequence[int], frame: Tensor | int, step: 
         seed: int64 ``[...]``.
         shape: Of the noise of one seed.
         frame: Index of the frame, 0 or more; int64 that broadcasts with the seeds.
-        step: Denoising step, 0 or more, or one of the three places above; broadcasts alike.
+        step: Denoising step, 0 or more, or another of the places above; broadcasts alike.
 
     Returns:
         float32 ``[..., *shape]`` in the open interval (0, 1).
@@ -63,7 +64,7 @@ def step_uniform(seed: Tensor, shape: Sequence[int], frame: Tensor | int, step: 
     """
     frame, step = (torch.as_tensor(index, device=seed.device) for index in (frame, step))
     if not bool(((step >= 0) & (step < _PLACES_PER_FRAME)).all()):
-        raise ValueError(f"step={step.tolist()}: denoising steps are 0 .. {STEP_SELECTION - 1}")
+        raise ValueError(f"step={step.tolist()}: places of a frame's steps are 0 .. {STEP_SELECTION - 1}")
     # A stream of its own for every place, so that streams of different lengths share no numbers.
     stream = _bits(seed, frame * _PLACES_PER_FRAME + step)
     numbers = counter_uniform(stream[..., None], torch.arange(math.prod(shape), device=seed.device))

@@ -147,8 +147,11 @@ def test_gspo_by_hand():
 def test_gspo_learns(tmp_path):
     env = identity_env()
     policy = small_policy(env)
+    load("extending/algorithm/gspo.py")
+    (block,) = blocks_of(EXTENDING / "algorithm" / "README.md", "python")  # for the learning test, which calls it so:
+    exec(compile(block, "snippet", "exec"), names := {})
     # A toy policy moves far in an update; the default clip is for large models and many tokens.
-    loss = build_extension("algorithm/gspo", {"actor_network": policy}, clip_epsilon=0.2)
+    loss, _ = names["gspo"](policy, 0.2)
     rewards = train(env, policy, loss, tmp_path)
     assert rewards[0] < 0.6  # 0.42 by chance
     assert rewards[-1] >= 0.95

@@ -101,6 +101,8 @@ def _add_algorithm(parts: Parts, config: Config, reference: TensorDictModuleBase
     parts["advantage"] = build(config["credit"], parts, "credit")
     if critic is not None and not hasattr(parts["advantage"], "critic"):
         raise ValueError("credit: the algorithm has a critic, and this credit gives it no targets: use credit=gae")
+    if critic is None and parts["env"].group_size < 2:
+        raise ValueError("credit: siblings are compared, and there are none: set env.group_size=2 or more")
     parts["optimizer"] = build(config["optimizer"], parts, "optimizer")
     parts["trainer_config"] = build(config["trainer"], {}, "trainer")
     parts["num_iterations"] = parts["trainer_config"].num_iterations

@@ -31,22 +31,23 @@ _TIMED_BY, _CONTROL = "rlir", "more_pretraining"  # the arm whose training time 
 
 def run(arguments: Sequence[str]) -> None:
     """Run what is missing, and renew the README's table of results."""
-    compare(compose_config("compare", arguments), ["compare"], "results")
+    compare(compose_config("compare", arguments), ["rlir", "compare", *arguments], "results")
 
 
-def compare(config: Config, verb: Sequence[str], block: str) -> None:
+def compare(config: Config, command: Sequence[str], block: str) -> None:
     """Run what is missing of a comparison by the judge, storing the results after each run.
 
     Args:
         config: of the comparison.
-        verb: what `rlir` calls it.
+        command: words of the command line; with another ``only`` it makes a run alone, as the run's report says.
         block: of the README that holds the table.
     """
     if config["readme"] is not None:
         check_block(config["readme"], block)
+    shared = [word for word in command if not word.startswith("only=")]
     for chosen in chosen_runs(config):
         if not _is_finished(chosen):
-            train(chosen.train_config(), shlex.join(["rlir", *verb, f"only=[{chosen.name}]"]), _learn(chosen))
+            train(chosen.train_config(), shlex.join([*shared, f"only=[{chosen.name}]"]), _learn(chosen))
             store_results(config["results"], _finished(config))
         print(console_table(_summary(chosen)), flush=True)
     entries = store_results(config["results"], _finished(config))

@@ -18,6 +18,7 @@ from rlir_agents.commands.building import build
 from rlir_agents.commands.composition import FILES, Config, compose_dry_run
 from rlir_agents.dry_run import Batch, Estimate, Meter, estimate_table, hollow, policy_phases, reward_phase
 from rlir_agents.hardware import choose_autocast_dtype
+from rlir_agents.minibatches import check_minibatches
 from rlir_agents.world_models.low_rank import add_low_rank
 from rlir_env.assets import World
 from rlir_env.inverse_dynamics import InverseDynamicsModel
@@ -104,10 +105,7 @@ def _networks(config: Config) -> tuple[Parts, nn.Module]:
 
 def _batch(config: Config, num_videos: int, num_groups: int) -> Batch:
     trainer = config["trainer"]
-    if num_groups % trainer["num_minibatches"]:
-        raise ValueError(
-            f"trainer.num_minibatches={trainer['num_minibatches']} must divide the {num_groups} prompts of a batch"
-        )
+    check_minibatches(num_groups, trainer["num_minibatches"])
     rows = num_videos // trainer["num_minibatches"]
     return Batch(
         num_videos,

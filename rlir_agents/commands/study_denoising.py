@@ -18,7 +18,8 @@ from rlir_agents.commands.composition import compose_config, describe
 
 def run(arguments: Sequence[str]) -> None:
     """Run what is missing, and renew the README's table."""
-    compare(compose_config("study_denoising", arguments), ["study", "denoising"], "denoising")
+    command = ["rlir", "study", "denoising", *arguments]
+    compare(compose_config("study_denoising", arguments), command, "denoising")
 
 
 def help_text() -> str:

@@ -63,6 +63,8 @@ class GRPOLoss(ClipPPOLoss):
             loss_mask_key: entry that is False where an action does not count; absent, all count.
             **kwargs: further keywords of `ClipPPOLoss`.
         """
+        if kl_coeff < 0:
+            raise ValueError(f"kl_coeff={kl_coeff}: must be at least 0, or distance from the reference is paid")
         # functional=False keeps the policy an ordinary sub-module, which DDP and FSDP need.
         super().__init__(
             actor_network,

@@ -45,9 +45,10 @@ class FlowMatchingPolicy(DenoisingPolicy):
 
     An env step is a frame. Its denoising steps stand for N timesteps, one between each two of the grid, at which the
     finished frame x is noised to ``(1 - t) x + t noise``; of them a random part counts, as in `DenoisingPolicy`, and
-    their log-prob is that of x under ``N(what the model makes of it, t^2)``: half the loss of the velocity. Timesteps
-    and noise are functions of (episode seed, frame, step). (The same ones for all siblings would compare videos under
-    the same noise, but a group would look at few places; on the shipped world runs with it did worse, one seed each.)
+    their log-prob is that of x under ``N(what the model makes of it, t^2)``: minus half the loss of the velocity, up to
+    a number that the weights do not change. Timesteps and noise are functions of (episode seed, frame, step). (The same
+    ones for all siblings would compare videos under the same noise, but a group would look at few places; on the
+    shipped world runs with it did worse, one seed each.)
     """
 
     _distribution = FinishedFrames

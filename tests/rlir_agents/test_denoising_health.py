@@ -40,7 +40,7 @@ def test_gradient_of_every_noise_level(steps_per_action):
     policy = small_denoising_policy(env, selected_fraction=1.0)
     rollout = scored(env, policy)
     figures = DenoisingHealth(env, policy)(rollout)
-    names = [f"denoising/grad_norm/{t:.2f}" for t in policy.table.timestep[:3]]
+    names = [f"denoising/grad_norm/{t:.3f}" for t in policy.table.timestep[:3]]
     assert names == [name for name in figures if "grad_norm" in name]  # the last step does not sample
     for step, name in enumerate(names):
         policy.zero_grad()
@@ -57,7 +57,7 @@ def test_drift_shows_the_noise_level_that_drifted():
     rollout = scored(env, policy)
     rollout["collection_log_prob"][..., 1] += 0.25
     figures = DenoisingHealth(env, policy)(rollout)
-    drift = [figures[f"denoising/log_prob_drift/{t:.2f}"] for t in policy.table.timestep[:3]]
+    drift = [figures[f"denoising/log_prob_drift/{t:.3f}"] for t in policy.table.timestep[:3]]
     assert drift == pytest.approx([0.0, 0.25, 0.0], abs=1e-6)
 
 

@@ -86,7 +86,7 @@ def test_gradients_are_those_of_flow_matching_weighted_by_advantages(context_tim
     loss(rollout)["loss_objective"].backward()
     found = {name: weight.grad.clone() for name, weight in policy.named_parameters()}
     policy.zero_grad()
-    # At ratio 1 the clipped loss has the gradient of -mean(advantage * log-prob), and log-probs are half the loss.
+    # At ratio 1 the clipped loss has the gradient of -mean(advantage * log-prob); log-probs are minus half the loss.
     half_squares = errors_by_definition(policy, rollout).square().mean((-3, -2, -1)) / 2
     (rollout["advantage"].flatten(0, 1) * half_squares).mean().backward()
     for name, weight in policy.named_parameters():

@@ -74,12 +74,12 @@ def adamw(parameters) -> torch.optim.AdamW:
 
 
 def make_trainer(
-    run_dir: Path, *, loss_kwargs=None, reference=None, optimizer_fn=adamw, logger=None, **config
+    run_dir: Path, *, policy=None, loss_kwargs=None, reference=None, optimizer_fn=adamw, logger=None, **config
 ) -> Trainer:
     """A small run: 4 prompts, group size 4, 3 frames of 2 tokens."""
     torch.manual_seed(0)
     env = identity_world().env(num_prompts=4, group_size=4, tokens_per_step="frame", seed=3)
-    policy = TablePolicy()
+    policy = policy or TablePolicy()
     optimizer = optimizer_fn(policy.parameters())
     config = TrainerConfig(**{"num_iterations": 6, "checkpoint_every": 2, **config})
     return Trainer(
@@ -226,10 +226,10 @@ def test_one_update_takes_its_own_log_prob_where_collection_wrote_none(tmp_path)
         torch.manual_seed(0)
         assert trainer.run_iteration()["train/ratio_at_first_update"] == pytest.approx(1.0)
     torch.testing.assert_close(weights(without), weights(written))
-    several = make_trainer(tmp_path / "several", recompute_log_prob=False, num_epochs=2)
-    several._collect_fn = without._collect_fn
+    silent = TablePolicy()
+    silent.out_keys = ["action"]
     with pytest.raises(ValueError, match="2 updates a batch .*recompute_log_prob=true"):
-        several.run_iteration()
+        make_trainer(tmp_path / "several", policy=silent, recompute_log_prob=False, num_epochs=2)
 
 
 def test_evaluation_before_every_n_and_after_and_the_best_is_kept(tmp_path):
@@ -329,8 +329,33 @@ def test_config_mistakes_are_named(tmp_path):
         TrainerConfig(num_iterations=1, keep_best_by="eval/f1")
     with pytest.raises(ValueError, match="num_epochs"):
         TrainerConfig(num_iterations=1, num_epochs=0, rollout_batch_size=0)
+    with pytest.raises(ValueError, match="evaluate_every, sync_reference_every: must be at least 0"):
+        TrainerConfig(num_iterations=1, evaluate_every=-1, sync_reference_every=-1)
+    for norm in (-1.0, 0.0, float("nan"), None):
+        with pytest.raises(ValueError, match="max_grad_norm=.*: must be above 0"):
+            TrainerConfig(num_iterations=1, max_grad_norm=norm)
     with pytest.raises(ValueError, match="must divide the 4 prompts"):
-        make_trainer(tmp_path, num_minibatches=3).run_iteration()
+        make_trainer(tmp_path, num_minibatches=3)
+    with pytest.raises(ValueError, match="kl_coeff=-0.1: must be at least 0"):
+        make_trainer(tmp_path, loss_kwargs={"kl_coeff": -0.1})
+    with pytest.raises(ValueError, match="keep_best_by='f1': the evaluation gives eval/logit"):
+        make_trainer(tmp_path, evaluate_every=1, keep_best_by="f1").train()
+
+
+def test_siblings_that_are_copies_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    collected = trainer._collect_fn
+
+    def copies(env, policy):
+        rollout = collected(env, policy)
+        rollout["action"] = rollout["action"][:, :1].expand_as(rollout["action"]).clone()
+        return rollout
+
+    trainer._collect_fn = copies
+    before = weights(trainer).clone()
+    with pytest.raises(ValueError, match="the same video.*is_initial_noise_shared=false"):
+        trainer.run_iteration()
+    assert torch.equal(weights(trainer), before)
 
 
 def test_minibatches_hold_whole_groups_and_every_rollout_once():
