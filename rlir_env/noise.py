@@ -64,7 +64,7 @@ def step_uniform(seed: Tensor, shape: Sequence[int], frame: Tensor | int, step: 
     """
     frame, step = (torch.as_tensor(index, device=seed.device) for index in (frame, step))
     if not bool(((step >= 0) & (step < _PLACES_PER_FRAME)).all()):
-        raise ValueError(f"step={step.tolist()}: places of a frame's steps are 0 .. {STEP_SELECTION - 1}")
+        raise ValueError(f"step={step.tolist()}: denoising steps are 0 .. {STEP_SELECTION - 1}")
     # A stream of its own for every place, so that streams of different lengths share no numbers.
     stream = _bits(seed, frame * _PLACES_PER_FRAME + step)
     numbers = counter_uniform(stream[..., None], torch.arange(math.prod(shape), device=seed.device))
