@@ -394,6 +394,24 @@ def test_cosine_with_warmup_by_hand():
         cosine_with_warmup(optimizer, 6, warmup_iterations=6)
 
 
+def test_a_run_that_holds_its_rate_is_what_a_longer_one_begins_with():
+    def rates(num_iterations, decay_iterations):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        scheduler = cosine_with_warmup(
+            optimizer, num_iterations, warmup_iterations=2, decay_iterations=decay_iterations
+        )
+        for _ in range(num_iterations):
+            yield scheduler.get_last_lr()[0]
+            optimizer.step()
+            scheduler.step()
+
+    assert list(rates(5, 2)) == pytest.approx([1.0, 2.0, 2.0, 2.0, 1.0])
+    assert list(rates(9, 2)) == pytest.approx([1.0, *7 * [2.0], 1.0])
+    assert list(rates(5, 8)) == list(rates(5, 3)) == list(rates(5, None))
+    with pytest.raises(ValueError, match="decay_iterations=0"):
+        next(rates(5, 0))
+
+
 def test_a_checkpoint_tree_comes_back_exactly(tmp_path):
     shared = torch.randn(3, 2)
     tree = {
